@@ -1,0 +1,34 @@
+# Two commands matter: `make demo` and `make test`. Both create .venv and install the pinned set first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HELD_OUT ?= rb
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint install clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "networld-jax needs Python >= 3.11, got $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing; install it: apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m experiments.demo --config=experiments/configs/demo.py --config.held_out=$(HELD_OUT) --workdir=runs/demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check src envs experiments tests benchmarks tools
+
+clean:
+	rm -rf $(VENV) runs build dist
