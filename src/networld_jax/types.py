@@ -1,0 +1,152 @@
+"""Data types of the library. Axis letters: see `networld_envs.types`.
+
+    E env copies   B segments in a batch   R stored trajectories   L episode length   H horizon
+    N agents       O observation features  A action components     D latent size      2D own latent ++ mean field
+    K diffusion steps                      M two-hot bins
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import struct
+
+Params = dict[str, Any]  # nested dict of arrays, see WorldModel.init
+
+
+@struct.dataclass
+class Trajectories:
+    """Logged joint behaviour. `rollout` returns one without the leading R."""
+
+    obs: jax.Array  # [R, L+1, N, O] raw units of the task; entry L is the observation after the last action
+    action: jax.Array  # [R, L, N, A] as executed
+    reward: jax.Array  # [R, L, N] local reward r_n
+    terminated: jax.Array  # [R, L] bool
+    truncated: jax.Array  # [R, L] bool
+    adjacency: jax.Array  # [R, N, N] float32, 1-hop graph of the trajectory, zero diagonal
+    agent_mask: jax.Array  # [R, N] float32, 1 = present
+    is_demonstration: jax.Array  # [R, L] bool; False = action drawn to disturb the state, never imitated
+
+
+@struct.dataclass
+class Segments:
+    """Agent-major windows of H steps; the diffused window is obs[..., :H, :]."""
+
+    obs: jax.Array  # [B, N, H+1, O]
+    message_obs: jax.Array  # [B, N, H+1, O] what neighbours' messages at these steps describe: obs, `message_delay` older
+    action: jax.Array  # [B, N, H, A]
+    reward: jax.Array  # [B, N, H]
+    is_demonstration: jax.Array  # [B, H] bool
+    start: jax.Array  # [B] int32, environment step of entry 0
+    adjacency: jax.Array  # [B, N, N]
+    agent_mask: jax.Array  # [B, N]
+
+
+@struct.dataclass
+class Transitions:
+    """Agent transitions with messages, the row format of the model-free baselines. Observations are normalised symlog."""
+
+    obs: jax.Array  # [B, O]
+    next_obs: jax.Array  # [B, O]
+    neighbour_mean: jax.Array  # [B, O] mean of the neighbours' (delayed) observations
+    next_neighbour_mean: jax.Array  # [B, O]
+    action: jax.Array  # [B, A]
+    reward: jax.Array  # [B]
+    terminated: jax.Array  # [B] bool
+    weight: jax.Array  # [B] 0 for absent agents and for actions that are no demonstration
+
+
+@struct.dataclass
+class TaskStats:
+    """Normalisation constants of one task, computed from its training data only."""
+
+    obs_mean: jax.Array  # [O] of symlog(obs)
+    obs_std: jax.Array  # [O]
+    latent_mean: jax.Array  # [D] of the encoder's output; zero until measured
+    latent_std: jax.Array  # [D]; one until measured
+    return_mean: dict[str, jax.Array]  # label name -> []
+    return_std: dict[str, jax.Array]
+    reward_mean: jax.Array  # []
+    reward_std: jax.Array  # []
+    action_bins: jax.Array  # [A, M] ascending bin centres per action component
+    action_log_histogram: jax.Array  # [A, M] log of the (smoothed) two-hot histogram of the data
+
+
+@struct.dataclass
+class Plan:
+    """What a planner imagined for N agents, and what it does about it."""
+
+    x: jax.Array  # [N, H, 2D] sampled latents
+    predicted_return: jax.Array  # [N] standardised
+    action: jax.Array  # [N, A]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a resumed run needs beside the seed; keys are fold_in(key(seed), step)."""
+
+    step: jax.Array  # [] int32 updates done
+    params: Params
+    ema_params: Params
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldModelConfig:
+    """Sizes and choices of the networks. Hashable."""
+
+    latent_dim: int = 40  # D
+    encoder: str = "identity"  # "identity" (standardised symlog, zero-padded to D) or "mlp" (the paper's 3-layer MLP)
+    encoder_hidden: int = 128
+    horizon: int = 8  # H
+    layout: str = "networld"  # U-Net wiring, see networks.TemporalUNet
+    width: int = 32  # channels at full resolution
+    width_mults: tuple[int, ...] = (1, 2)
+    diffusion_steps: int = 20  # K
+    prediction: str = "x0"  # what the denoiser outputs: "x0" or "noise"
+    inverse_dynamics_hidden: tuple[int, ...] = (256, 256)
+    value_hidden: tuple[int, ...] = (128, 128)
+    num_return_bins: int = 0  # M of the classifier's two-hot head; 0 = scalar head
+    return_range: float = 5.0  # bins of the two-hot head span +- this many standard deviations
+    num_action_bins: int = 41  # M per component of a box action
+
+    def __post_init__(self):
+        for name, allowed in (("encoder", ("identity", "mlp")), ("prediction", ("x0", "noise"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("latent_dim", "horizon", "width", "diffusion_steps", "num_action_bins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the joint loss. Hashable."""
+
+    label: str = "neighbourhood"  # return label: "own" or "neighbourhood", see losses.LABELS
+    centred: bool = False  # subtract V(z_0, m_0) from the label the classifier learns
+    discount: float = 0.95
+    first_row_weight: float = 3.0  # weight of row 1, the one the inverse dynamics reads; row 0 (clamped) has weight 0
+    inverse_dynamics_noise: float = 0.5  # s: std of the noise added to z_{t+1} in training, in latent standard deviations
+    inverse_dynamics_weight: float = 1.0
+    classifier_weight: float = 1.0
+    value_weight: float = 1.0
+    reconstruction_weight: float = 0.0
+    encoder_diffusion_grad: float = 0.0  # multiplier of the diffusion gradient into the encoder; 1 = the paper's wording, collapses
+    message_dropout: float = 0.0  # probability that an agent's mean field is zeroed for a whole window
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannerConfig:
+    """How a plan is sampled and turned into an action. Hashable."""
+
+    guide_scale: float = 10.0  # w in x0 <- x0 + w sigma_k^2 grad J
+    num_steps: int = 3  # network evaluations of the sampler
+    initial_noise_scale: float = 0.5
+    latent_clip: float = 6.0
+    num_candidates: int = 1  # P plans per agent; the best by `rank_fn` is executed
+    message_delay_steps: int | None = None  # None = what the task declares
+    message_loss: float = 0.0  # probability that one neighbour's message is lost
+    message_bits: int = 8  # quantisation of every latent entry of a message; 0 = float32
