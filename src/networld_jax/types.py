@@ -99,7 +99,7 @@ class WorldModelConfig:
 
     latent_dim: int = 40  # D
     encoder: str = "identity"  # "identity" (standardised symlog, zero-padded to D) or "mlp" (the paper's 3-layer MLP)
-    encoder_hidden: int = 128
+    encoder_hidden: tuple[int, ...] = (128, 128)  # with the latent layer: the paper's three
     horizon: int = 8  # H
     layout: str = "networld"  # U-Net wiring, see networks.TemporalUNet
     width: int = 32  # channels at full resolution

@@ -1,0 +1,220 @@
+"""Rolls out data-collecting policies into sharded datasets.
+
+    python -m experiments.collect --config=experiments/configs/small.py --workdir=runs/small
+
+Writes <workdir>/data/<task>/<tier>/. Killed at any moment and started again it finishes the same bytes: whole shards are kept
+(their checksums stand in `shards.jsonl`), the manifest comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments import runtime, settings
+from networld_envs.instances import instance_keys
+from networld_envs.types import Environment, Policy
+from networld_jax import datasets
+from networld_jax.evaluation import Protocol, evaluate
+from networld_jax.rollout import advance, start
+from networld_jax.types import Trajectories
+
+
+def dataset_dir(workdir: Path, task: str, tier: str) -> Path:
+    """Where a dataset lives."""
+    return Path(workdir) / "data" / task / tier
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Collects every configured task."""
+    envs = {task: settings.environment(config, task) for task in config.collect.tasks}
+    policies = {task: settings.tier_policy(task, env, config.collect.tier) for task, env in envs.items()}
+    for task, env in envs.items():
+        collect_task(config, workdir, task, env, policies[task])
+
+
+def collect_task(
+    config: ml_collections.ConfigDict, workdir: Path, task: str, env: Environment, policy: Policy
+) -> dict[str, Any]:
+    """One dataset; returns its manifest. Finished datasets are checked against the request and left alone."""
+    c = config.collect
+    directory = dataset_dir(workdir, task, c.tier)
+    request = {
+        "task": task,
+        "tier": c.tier,
+        "num_trajectories": c.num_trajectories[task],
+        "num_steps": c.num_steps[task],
+        "num_parallel": c.num_parallel,
+        "environment": describe(env.default_params),
+    }
+    manifest_path = directory / datasets.MANIFEST
+    if manifest_path.exists():
+        manifest = datasets.read_manifest(directory)
+        check_request(manifest["request"], request, directory)
+        return manifest
+    datasets.write_atomically(directory / "request.json", _check_partial(directory, request))
+
+    use_float64 = jax.enable_x64(True) if task in c.float64 else contextlib.nullcontext()
+    done = finished_shards(directory)
+    total = request["num_trajectories"]
+    with runtime.progress(f"collect {task}/{c.tier}", total * request["num_steps"]) as advance_bar, use_float64:
+        simulate = make_simulator(env, policy, min(c.steps_per_dispatch, request["num_steps"]))
+        for first in range(0, total, c.num_parallel):
+            group = range(first, min(first + c.num_parallel, total))
+            if all(i in done for i in group):
+                advance_bar(len(group) * request["num_steps"])
+                continue
+            keys = instance_keys(task, "data", c.num_parallel, first)
+            batch = simulate(keys, request["num_steps"], lambda n, r: advance_bar(n * len(group), reward=r))  # noqa: B023
+            for i in group:
+                digest = datasets.write_shard(directory, i, jax.tree.map(lambda x: x[i - first], batch))  # noqa: B023
+                done[i] = digest
+                with open(directory / "shards.jsonl", "a") as file:
+                    file.write(json.dumps({"index": i, "sha256": digest}) + "\n")
+    manifest = {
+        "request": request,
+        "action_kind": env.spec.action_kind,
+        "obs_names": list(env.spec.obs_names),
+        "shards": [{"file": datasets.shard_path(directory, i).name, "sha256": done[i]} for i in range(total)],
+        "statistics": statistics(directory, total),
+        "reference_scores": reference_scores(config, task, env),
+        "key_range": "data",
+        "versions": runtime.versions(),
+    }
+    datasets.write_manifest(directory, manifest)
+    return datasets.read_manifest(directory)
+
+
+def describe(params: Any) -> dict[str, Any]:
+    """Environment parameters as JSON (arrays as lists)."""
+    fields = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
+    return {k: np.asarray(v).tolist() if hasattr(v, "shape") else _plain(v) for k, v in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def check_request(stored: dict[str, Any], wanted: dict[str, Any], directory: Path) -> None:
+    """Raises UserError naming the first field in which a stored dataset differs from what is asked for."""
+    for field, value in wanted.items():
+        if stored.get(field) != _plain(value):
+            if field == "environment":
+                field = next(k for k in value if stored["environment"].get(k) != _plain(value[k]))
+                stored, value = stored["environment"], value[field]
+            raise runtime.UserError(
+                f"{directory} was collected with {field}={stored.get(field)}, got {value}; use another workdir or delete it"
+            )
+
+
+def _check_partial(directory: Path, request: dict[str, Any]) -> bytes:
+    """The request as bytes, after checking that an interrupted collection asked for the same."""
+    path = directory / "request.json"
+    if path.exists():
+        check_request(json.loads(path.read_text()), request, directory)
+    return json.dumps(_plain(request), indent=1, sort_keys=True).encode()
+
+
+def finished_shards(directory: Path) -> dict[int, str]:
+    """Index -> sha256 of shards that are whole and unaltered."""
+    done, log = {}, directory / "shards.jsonl"
+    if not log.exists():
+        return done
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
+            row = json.loads(line)
+            path = datasets.shard_path(directory, row["index"])
+            if path.exists() and datasets.sha256(path) == row["sha256"]:
+                done[row["index"]] = row["sha256"]
+    return done
+
+
+def make_simulator(env: Environment, policy: Policy, steps_per_dispatch: int):
+    """simulate(keys [E], num_steps, report) -> Trajectories with leading E, in compiled chunks, gathered on the host."""
+    params = env.default_params
+
+    @jax.jit
+    def begin(keys):
+        loop = jax.vmap(lambda key: start(key, env, params, policy))(keys)
+        return loop, jax.vmap(lambda s: (env.adjacency(s, params), env.agent_mask(s, params)))(loop[0])
+
+    @jax.jit
+    def chunk(keys, loop, first):
+        def one(key, loop):
+            body = lambda loop, t: advance(key, t, loop, env, params, policy, {})  # noqa: E731
+            return jax.lax.scan(body, loop, first + jnp.arange(steps_per_dispatch))
+
+        return jax.vmap(one)(keys, loop)
+
+    def simulate(keys, num_steps, report):
+        loop, (adjacency, mask) = begin(keys)
+        obs, rows = [np.asarray(loop[1], np.float32)[:, None]], []
+        for first in range(0, num_steps, steps_per_dispatch):
+            loop, (steps, shown) = chunk(keys, loop, first)
+            size = min(steps_per_dispatch, num_steps - first)
+            rows.append(jax.tree.map(lambda x: np.asarray(x)[:, :size], (steps, shown)))  # noqa: B023
+            obs.append(np.asarray(steps.obs, np.float32)[:, :size])
+            report(size, float(np.mean(rows[-1][0].reward)))
+        steps, shown = jax.tree.map(lambda *x: np.concatenate(x, 1), *rows)
+        as_float = lambda x: np.asarray(x, np.float32)  # noqa: E731
+        return Trajectories(
+            obs=np.concatenate(obs, 1),
+            action=as_float(steps.action),
+            reward=as_float(steps.reward),
+            terminated=steps.terminated,
+            truncated=steps.truncated,
+            adjacency=as_float(adjacency),
+            agent_mask=as_float(mask),
+            is_demonstration=shown,
+        )
+
+    return simulate
+
+
+def statistics(directory: Path, num_shards: int) -> dict[str, Any]:
+    """Per-dimension minimum, maximum, mean and std of observations, actions and rewards over present agents, shard by shard."""
+    sums: dict[str, list[Any]] = {}
+    for i in range(num_shards):
+        trajectory = datasets.read_shard(directory, i)
+        present = trajectory.agent_mask > 0
+        for name in ("obs", "action", "reward"):
+            rows = getattr(trajectory, name)[:, present].astype(np.float64)
+            rows = rows.reshape(-1, rows.shape[-1]) if name != "reward" else rows.reshape(-1, 1)
+            part = [len(rows), rows.sum(0), (rows**2).sum(0), rows.min(0), rows.max(0)]
+            old = sums.get(name)
+            sums[name] = part if old is None else [
+                old[0] + part[0], old[1] + part[1], old[2] + part[2],
+                np.minimum(old[3], part[3]), np.maximum(old[4], part[4]),
+            ]  # fmt: skip
+    result = {}
+    for name, (count, total, squares, low, high) in sums.items():
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        result[name] = {
+            "count": count, "mean": mean.tolist(), "std": std.tolist(), "min": low.tolist(), "max": high.tolist()
+        }  # fmt: skip
+    return result
+
+
+def reference_scores(config: ml_collections.ConfigDict, task: str, env: Environment) -> dict[str, Any]:
+    """Mean reward of the random policy and of the expert on `train_eval` instances: the anchors of quick scores."""
+    c = config.collect
+    scores: dict[str, Any] = {"split": "train_eval", "instances": c.reference_instances, "steps": c.reference_steps}
+    protocol = Protocol(c.reference_instances, c.reference_steps)
+    for name in ("random", "expert"):
+        policy = settings.tier_policy(task, env, "expert") if name == "expert" else settings.rule_policy(task, env, name)
+        result = evaluate(env, policy, {}, protocol, split="train_eval")
+        scores[name] = {"mean": result.mean, "sem": result.sem}
+    return scores
+
+
+if __name__ == "__main__":
+    runtime.main(run)

@@ -1,0 +1,1 @@
+"""ml-collections configurations, loaded by path (`--config=experiments/configs/<name>.py`)."""

@@ -1,0 +1,156 @@
+"""What every stage shares at the command line: flags, one-line errors, progress, metrics, provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from networld_jax.datasets import write_atomically
+
+console = Console(stderr=True, soft_wrap=True)
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; shown as one line, exit code 2."""
+
+
+def main(run: Callable[[ml_collections.ConfigDict, Path], Any]) -> None:
+    """The command line of a stage: `--config=<file> [--config.<field>=<value>] --workdir=<folder>`."""
+    # XLA's persistent cache makes the second run of any stage start at once.
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("NETWORLD_CACHE", str(Path(".jax_cache").absolute())))
+    config_flag = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+    workdir_flag = flags.DEFINE_string("workdir", None, "Folder that the stage reads and writes.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.<field>=<value>")
+        try:
+            run(config_flag.value, Path(workdir_flag.value))
+        except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            if os.environ.get("NETWORLD_TRACEBACK"):
+                raise
+            console.print(f"[red]error:[/red] {error}", highlight=False)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            console.print("stopped; run the same command again to resume")
+            sys.exit(130)
+
+    app.run(guarded)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("networld-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
+
+
+def device_name() -> str:
+    """What the numbers were measured on."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"{os.cpu_count()} CPU cores, {_cpu_model()}"
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def save_config(config: ml_collections.ConfigDict, workdir: Path, stage: str) -> None:
+    """Stores the resolved configuration of a stage; refuses to continue a run with another one.
+
+    Raises UserError naming the first field that differs.
+    """
+    path = Path(workdir) / f"{stage}_config.json"
+    text = json.dumps(json.loads(config.to_json_best_effort()), indent=1, sort_keys=True)
+    if path.exists():
+        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        for field in sorted(old.keys() | new.keys()):
+            if old.get(field) != new.get(field):
+                raise UserError(
+                    f"{path} was written with {field}={old.get(field)!r}, got {new.get(field)!r}; "
+                    "use another --workdir, or delete this one to start over"
+                )
+    write_atomically(path, text.encode())
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+class MetricsLog:
+    """One JSON object per line. On resume, rows at or after `first_step` are dropped: they will be written again."""
+
+    def __init__(self, path: Path, first_step: int = 0):
+        self.path = Path(path)
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
+                    row = json.loads(line)
+                    if row["step"] < first_step:
+                        kept.append(line + "\n")
+        write_atomically(self.path, "".join(kept).encode())
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends {"step": step, **metrics}."""
+        row = {"step": int(step)} | {k: float(v) for k, v in metrics.items()}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a MetricsLog."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar: yields advance(steps, **numbers). Quiet when standard error is no terminal: one line at the end."""
+    started = time.monotonic()
+    last: dict[str, Any] = {}
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        row = bar.add_task(title, total=total, numbers="")
+
+        def advance(steps: int = 1, **numbers: float) -> None:
+            last.update(numbers)
+            shown = "  ".join(f"{k} {v:.3g}" for k, v in numbers.items())
+            bar.update(row, advance=steps, numbers=shown)
+
+        yield advance
+    if not console.is_terminal:
+        shown = "  ".join(f"{k} {v:.3g}" for k, v in last.items())
+        console.print(f"{title}: done in {time.monotonic() - started:.0f} s  {shown}", highlight=False)

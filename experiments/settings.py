@@ -1,0 +1,75 @@
+"""A configuration turned into the library's own objects, so that every mistake shows before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+import networld_envs
+from networld_envs import experts
+from networld_envs.types import Environment, Policy
+from networld_jax.evaluation import Protocol
+from networld_jax.types import LossConfig, PlannerConfig, WorldModelConfig
+from networld_jax.world_model import WorldModel, make_world_model
+
+
+def from_config(cls: type, config: ml_collections.ConfigDict, **changes: Any) -> Any:
+    """A frozen dataclass out of the fields of a config that it knows.
+
+    Raises ValueError from the class's own checks.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+    return cls(**(fields | changes))
+
+
+def environment(config: ml_collections.ConfigDict, task: str) -> Environment:
+    """The environment of a task with the configuration's overrides."""
+    return networld_envs.make(task, **config.environment.get(task, {}))
+
+
+def environments(config: ml_collections.ConfigDict) -> dict[str, Environment]:
+    """All tasks, in the order of the task embedding. Raises ValueError when the held-out task is not among them."""
+    if config.held_out not in config.tasks:
+        raise ValueError(f"held_out must be one of tasks {tuple(config.tasks)}, got {config.held_out!r}")
+    return {task: environment(config, task) for task in config.tasks}
+
+
+def tier_policy(task: str, env: Environment, tier: str) -> Policy:
+    """The policy that collects a tier. Raises ValueError naming the tiers of the task."""
+    tiers = experts.tiers(task, env.default_params)
+    if tier not in tiers:
+        raise ValueError(f"tier must be one of {sorted(tiers)} for {task}, got {tier!r}")
+    return tiers[tier]
+
+
+def rule_policy(task: str, env: Environment, name: str) -> Policy:
+    """A rule or expert by its name in the tables. Raises ValueError naming the policies of the task."""
+    rules = experts.policies(task, env.default_params)
+    if name not in rules:
+        raise ValueError(f"policy must be one of {sorted(rules)} for {task}, got {name!r}")
+    return rules[name]
+
+
+def world_model(config: ml_collections.ConfigDict, envs: dict[str, Environment]) -> WorldModel:
+    """The world model over all configured tasks."""
+    return make_world_model(from_config(WorldModelConfig, config.model), [env.spec for env in envs.values()])
+
+
+def loss_config(config: ml_collections.ConfigDict) -> LossConfig:
+    """The joint loss."""
+    return from_config(LossConfig, config.loss)
+
+
+def planner_config(config: ml_collections.ConfigDict) -> PlannerConfig:
+    """The planner; a delay of -1 means what the task declares."""
+    delay = config.planner.message_delay_steps
+    return from_config(PlannerConfig, config.planner, message_delay_steps=None if delay < 0 else delay)
+
+
+def protocol(config: ml_collections.ConfigDict, task: str) -> Protocol:
+    """How the task is scored."""
+    e = config.evaluate
+    return Protocol(e.num_instances[task], e.num_steps[task], e.burn_in_steps[task])

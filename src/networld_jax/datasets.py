@@ -1,0 +1,381 @@
+"""Offline data: arrays in memory, sharded files on disk, windows drawn inside the training scan.
+
+On disk a dataset is a folder of `shard_00000.npz` (one trajectory each, uncompressed) and `manifest.json`. Every file is
+written under a temporary name, fsynced and renamed, the manifest last, so a reader sees a whole dataset or an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from networld_envs.types import Information, TaskSpec
+from networld_jax.mean_field import mean_field
+from networld_jax.transforms import symlog, two_hot
+from networld_jax.types import Segments, TaskStats, Trajectories, Transitions
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+FIELDS = tuple(Trajectories.__dataclass_fields__)
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be trusted: missing, truncated, altered, or of another schema."""
+
+
+# ---------------------------------------------------------------------------------------------------- in memory
+
+
+def from_arrays(
+    obs: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    adjacency: np.ndarray,
+    agent_mask: np.ndarray | None = None,
+    is_demonstration: np.ndarray | None = None,
+) -> Trajectories:
+    """Trajectories out of logged arrays, enough to train and adapt without a simulator.
+
+    Args:
+      obs: [R, L+1, N, O] in the task's own units, the observation after the last action included.
+      action: [R, L, N, A] as executed.
+      reward: [R, L, N] local rewards.
+      adjacency: [N, N] or [R, N, N] 1-hop graph with zero diagonal.
+      agent_mask: [R, N], 1 = present (default: all).
+      is_demonstration: [R, L], False = never imitate this action (default: all True).
+
+    Raises ValueError when shapes disagree or an entry is not finite.
+    """
+    obs, action, reward = (np.asarray(x, np.float32) for x in (obs, action, reward))
+    if obs.ndim != 4 or action.ndim != 4 or reward.ndim != 3:
+        raise ValueError(
+            "need obs [R, L+1, N, O], action [R, L, N, A], reward [R, L, N], "
+            f"got shapes {obs.shape}, {action.shape}, {reward.shape}"
+        )
+    runs, steps, agents = reward.shape
+    if obs.shape[:3] != (runs, steps + 1, agents) or action.shape[:3] != (runs, steps, agents):
+        raise ValueError(
+            f"reward {reward.shape} asks for obs {(runs, steps + 1, agents, 'O')} and action "
+            f"{(runs, steps, agents, 'A')}, got {obs.shape} and {action.shape}"
+        )
+    adjacency = np.broadcast_to(np.asarray(adjacency, np.float32), (runs, agents, agents))
+    if np.any(np.diagonal(adjacency, axis1=-2, axis2=-1) != 0):
+        raise ValueError("adjacency must have a zero diagonal (an agent is no neighbour of itself)")
+    for name, values in (("obs", obs), ("action", action), ("reward", reward), ("adjacency", adjacency)):
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"{name} holds a value that is not finite")
+    mask = np.ones((runs, agents), np.float32) if agent_mask is None else np.asarray(agent_mask, np.float32)
+    shown = np.ones((runs, steps), bool) if is_demonstration is None else np.asarray(is_demonstration, bool)
+    never = np.zeros((runs, steps), bool)
+    return Trajectories(obs, action, reward, never, never, adjacency, mask, shown)
+
+
+def spec_from_trajectories(name: str, trajectories: Trajectories, action_kind: str = "box") -> TaskSpec:
+    """A TaskSpec for logged data without a simulator; action bounds are the data's."""
+    num_obs, num_actions = trajectories.obs.shape[-1], trajectories.action.shape[-1]
+    names = tuple(f"obs_{i}" for i in range(num_obs))
+    flat = np.asarray(trajectories.action).reshape(-1, num_actions)
+    return TaskSpec(
+        name=name,
+        max_agents=trajectories.obs.shape[-2],
+        obs_dim=num_obs,
+        action_dim=num_actions,
+        action_kind=action_kind,
+        action_low=tuple(flat.min(0).tolist()),
+        action_high=tuple(flat.max(0).tolist()),
+        obs_names=names,
+        information=(Information(names, "own", 0, 0, "logged data"),),
+    )
+
+
+def concatenate(parts: Iterable[Trajectories]) -> Trajectories:
+    """One Trajectories along R."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def take_steps(trajectories: Trajectories, num_steps: int) -> Trajectories:
+    """The first `num_steps` agent-time steps per network, spread over as many trajectories as needed (few-shot sizes).
+
+    Raises ValueError when the data holds fewer steps.
+    """
+    runs, length = trajectories.reward.shape[:2]
+    if not 1 <= num_steps <= runs * length:
+        raise ValueError(f"num_steps must lie in 1..{runs * length} (what the data holds), got {num_steps}")
+    whole = min(runs, -(-num_steps // length))
+    keep = min(length, -(-num_steps // whole))
+    cut = {"obs": keep + 1, "action": keep, "reward": keep, "terminated": keep, "truncated": keep, "is_demonstration": keep}
+    fields = {f: getattr(trajectories, f)[:whole] for f in FIELDS}
+    return Trajectories(**{f: v[:, : cut[f]] if f in cut else v for f, v in fields.items()})
+
+
+# ---------------------------------------------------------------------------------------------------- on disk
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Whole file or no file: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def shard_path(directory: Path, index: int) -> Path:
+    """File of trajectory `index`."""
+    return Path(directory) / f"shard_{index:05d}.npz"
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """Whole numbers within 0..255 as uint8, everything else unchanged: integer tasks take a quarter of the space."""
+    if values.dtype == np.float32 and values.size and values.min() >= 0 and values.max() <= 255:
+        small = values.astype(np.uint8)
+        if np.array_equal(small, values):
+            return small
+    return values
+
+
+def write_shard(directory: Path, index: int, trajectory: Trajectories) -> str:
+    """Stores one trajectory (no leading R) and returns its sha256. Equal arrays give equal bytes."""
+    arrays = {f: _smallest(np.asarray(getattr(trajectory, f))) for f in FIELDS}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    content = buffer.getvalue()
+    write_atomically(shard_path(directory, index), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_shard(directory: Path, index: int, expected_sha256: str | None = None) -> Trajectories:
+    """One trajectory. Raises DatasetError, naming the file, when it is missing, truncated or altered."""
+    path = shard_path(directory, index)
+    if not path.exists():
+        raise DatasetError(f"{path} is missing; run the collect stage again, it fills gaps")
+    if expected_sha256 and sha256(path) != expected_sha256:
+        raise DatasetError(f"{path} does not match its checksum (truncated or altered); delete it and collect again")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            fields = {f: arrays[f] for f in FIELDS}
+    except (ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
+        raise DatasetError(f"{path} is no readable shard ({error}); delete it and collect again") from error
+    keep = {"terminated", "truncated", "is_demonstration"}
+    return Trajectories(**{f: v if f in keep else v.astype(np.float32) for f, v in fields.items()})
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Stores the manifest with its own checksum; the last file of a dataset to appear."""
+    body = {"schema_version": SCHEMA_VERSION, **manifest}
+    text = json.dumps(body, indent=1, sort_keys=True)
+    signed = {**body, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    write_atomically(Path(directory) / MANIFEST, json.dumps(signed, indent=1, sort_keys=True).encode())
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Raises DatasetError when the manifest is missing, unreadable, altered, or of another schema."""
+    path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise DatasetError(f"{path} is missing: no dataset there, or its collection was interrupted; run collect again")
+    try:
+        manifest = json.loads(path.read_bytes())
+        claimed = manifest.pop("manifest_sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DatasetError(f"{path} is no readable manifest ({error}); collect the dataset again") from error
+    text = json.dumps(manifest, indent=1, sort_keys=True)
+    if hashlib.sha256(text.encode()).hexdigest() != claimed:
+        raise DatasetError(f"{path} does not match its checksum (altered); collect the dataset again")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise DatasetError(f"{path} has schema {manifest['schema_version']}, this version reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def load(directory: Path | str, num_trajectories: int | None = None) -> tuple[Trajectories, dict[str, Any]]:
+    """(Trajectories as NumPy arrays, manifest), every shard checked against its checksum.
+
+    Raises DatasetError for a broken dataset, ValueError when it holds fewer trajectories than asked for.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    shards = manifest["shards"]
+    wanted = len(shards) if num_trajectories is None else num_trajectories
+    if not 1 <= wanted <= len(shards):
+        raise ValueError(f"{directory} holds {len(shards)} trajectories, got num_trajectories={num_trajectories}")
+    parts = [read_shard(directory, i, shards[i]["sha256"]) for i in range(wanted)]
+    return jax.tree.map(lambda *xs: np.stack(xs), *parts), manifest
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+
+
+def normalise_obs(obs: jax.Array, stats: TaskStats) -> jax.Array:
+    """Standardised symlog of raw observations [..., O]."""
+    leading = tuple(range(obs.ndim - 1))
+    return (symlog(obs) - jnp.expand_dims(stats.obs_mean, leading)) / jnp.expand_dims(stats.obs_std, leading)
+
+
+def action_bins(trajectories: Trajectories, spec: TaskSpec, num_bins: int) -> np.ndarray:
+    """Two-hot bin centres [A, M] per action component.
+
+    Integer actions: one bin per integer of the task's range. Box actions: uniform in symlog space over the data range, with one spare bin
+    beyond each end (values at the last bin would saturate); a constant component gets a range of +-1 around it.
+    """
+    if spec.action_kind == "integer":
+        grid = np.arange(min(spec.action_low), max(spec.action_high) + 1)
+        return np.tile(grid[None], (spec.action_dim, 1)).astype(np.float32)
+    flat = np.asarray(trajectories.action, np.float64).reshape(-1, spec.action_dim)
+    low, high = flat.min(0), flat.max(0)
+    constant = high - low < 1e-6 * np.maximum(1.0, np.abs(high))
+    low, high = np.where(constant, low - 1, low), np.where(constant, high + 1, high)
+    squash = lambda x: np.sign(x) * np.log1p(np.abs(x))  # noqa: E731
+    a, b = squash(low), squash(high)
+    spacing = (b - a) / (num_bins - 3)
+    grid = np.linspace(a - spacing, b + spacing, num_bins, axis=-1)
+    return (np.sign(grid) * np.expm1(np.abs(grid))).astype(np.float32)
+
+
+def task_stats(
+    trajectories: Trajectories,
+    spec: TaskSpec,
+    labels: Mapping[str, Callable[[Segments], jax.Array]],
+    horizon: int,
+    latent_dim: int,
+    num_action_bins: int,
+    min_std: float = 1e-2,
+) -> TaskStats:
+    """Normalisation constants from training data only.
+
+    Args:
+      labels: name -> pure function Segments -> returns [B, N]; windows of `horizon` steps at every half horizon are labelled.
+      min_std: floor of the observation std in symlog units, so that a nearly constant entry is not blown up.
+    """
+    present = np.asarray(trajectories.agent_mask)[:, None, :] > 0
+    obs = np.asarray(trajectories.obs, np.float32)
+    rows = obs[np.broadcast_to(present, obs.shape[:3])]
+    squashed = np.sign(rows) * np.log1p(np.abs(rows))
+    rewards = np.asarray(trajectories.reward)[np.broadcast_to(present, trajectories.reward.shape)]
+    bins = action_bins(trajectories, spec, num_action_bins)
+    actions = np.asarray(trajectories.action)[np.broadcast_to(present, trajectories.reward.shape)]
+    actions = actions[:: max(1, len(actions) // 50_000)]
+    histogram = np.asarray(jax.vmap(two_hot, in_axes=(1, 0))(jnp.asarray(actions), jnp.asarray(bins))).mean(1)
+    mean, std = {}, {}
+    for name, label_fn in labels.items():
+        values = _all_labels(trajectories, label_fn, horizon)
+        mean[name], std[name] = np.float32(values.mean()), np.float32(max(values.std(), 1e-6))
+    return TaskStats(
+        obs_mean=squashed.mean(0, dtype=np.float64).astype(np.float32),
+        obs_std=np.maximum(squashed.std(0, dtype=np.float64), min_std).astype(np.float32),
+        latent_mean=np.zeros(latent_dim, np.float32),
+        latent_std=np.ones(latent_dim, np.float32),
+        return_mean=mean,
+        return_std=std,
+        reward_mean=np.float32(rewards.mean()),
+        reward_std=np.float32(max(rewards.std(), 1e-6)),
+        action_bins=bins,
+        action_log_histogram=np.log(histogram + 1e-3).astype(np.float32),
+    )
+
+
+def _all_labels(trajectories: Trajectories, label_fn: Callable[[Segments], jax.Array], horizon: int) -> np.ndarray:
+    """Labels of present agents over windows every horizon / 2 steps, flattened."""
+    values = []
+    for r in range(trajectories.reward.shape[0]):
+        starts = np.arange(0, trajectories.reward.shape[1] - horizon + 1, max(1, horizon // 2))
+        where = np.stack([np.full_like(starts, r), starts], -1)
+        segments = windows(trajectories, where, horizon, message_delay=0)
+        label = np.asarray(label_fn(segments))
+        values.append(label[np.asarray(segments.agent_mask) > 0])
+    return np.concatenate(values)
+
+
+# ---------------------------------------------------------------------------------------------------- windows
+
+
+def windows(trajectories: Trajectories, where: jax.Array, horizon: int, message_delay: int) -> Segments:
+    """Segments at given places. `where` [B, 2] int: (trajectory, start). Windows never cross trajectories.
+
+    Messages at step t carry observations of step max(t - message_delay, 0).
+    """
+    run, begin = where[:, 0], where[:, 1]
+    t = begin[:, None] + np.arange(horizon + 1)[None]
+    late = jnp.maximum(t - message_delay, 0)
+    agent_major = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
+
+    obs = agent_major(trajectories.obs[run[:, None], t])
+    message_obs = obs if message_delay == 0 else agent_major(trajectories.obs[run[:, None], late])
+    return Segments(
+        obs=obs,
+        message_obs=message_obs,
+        action=agent_major(trajectories.action[run[:, None], t[:, :-1]]),
+        reward=agent_major(trajectories.reward[run[:, None], t[:, :-1]]),
+        is_demonstration=trajectories.is_demonstration[run[:, None], t[:, :-1]],
+        start=begin,
+        adjacency=trajectories.adjacency[run],
+        agent_mask=trajectories.agent_mask[run],
+    )
+
+
+def sample_segments(
+    key: jax.Array, trajectories: Trajectories, batch_size: int, horizon: int, message_delay: int = 0
+) -> Segments:
+    """`batch_size` windows, uniform over trajectories and starts. Pure: runs inside the training scan.
+
+    Raises ValueError when the trajectories are shorter than the horizon.
+    """
+    runs, length = trajectories.reward.shape[:2]
+    if length < horizon:
+        raise ValueError(f"trajectories of {length} steps hold no window of horizon {horizon}; use a smaller horizon")
+    run_key, start_key = jax.random.split(key)
+    run = jax.random.randint(run_key, (batch_size,), 0, runs)
+    begin = jax.random.randint(start_key, (batch_size,), 0, length - horizon + 1)
+    return windows(trajectories, jnp.stack([run, begin], -1), horizon, message_delay)
+
+
+def sample_transitions(
+    key: jax.Array, trajectories: Trajectories, stats: TaskStats, batch_size: int, message_delay: int = 0
+) -> Transitions:
+    """About `batch_size` agent transitions: batch_size / N joint steps with the agent axis folded. Pure."""
+    num_agents = trajectories.reward.shape[-1]
+    joint = max(1, batch_size // num_agents)
+    segments = sample_segments(key, trajectories, joint, 1, message_delay)
+    return transitions(segments, stats)
+
+
+def transitions(segments: Segments, stats: TaskStats) -> Transitions:
+    """Agent transitions of windows of horizon 1, [B * N] rows."""
+    obs = normalise_obs(segments.obs, stats)
+    heard = normalise_obs(segments.message_obs, stats)
+    mean = mean_field(jnp.swapaxes(heard, 1, 2), segments.adjacency[:, None])  # [B, 2, N, O]
+    weight = segments.agent_mask * segments.is_demonstration  # [B, N] * [B, 1]
+    fold = lambda x: x.reshape((-1,) + x.shape[2:])  # noqa: E731
+    return Transitions(
+        obs=fold(obs[:, :, 0]),
+        next_obs=fold(obs[:, :, 1]),
+        neighbour_mean=fold(mean[:, 0]),
+        next_neighbour_mean=fold(mean[:, 1]),
+        action=fold(segments.action[:, :, 0]),
+        reward=fold(segments.reward[:, :, 0]),
+        terminated=jnp.zeros(weight.size, bool),
+        weight=weight.reshape(-1),
+    )

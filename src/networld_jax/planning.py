@@ -1,0 +1,234 @@
+"""Decentralised receding-horizon planning: encode, exchange one message, imagine, decode one action, repeat.
+
+Agent i's action depends on its own observation, the messages of its 1-hop neighbours, and its own random key
+(`fold_in(step key, i)`), so one exported agent reproduces the batched planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from networld_envs.types import Policy
+from networld_jax import sampling
+from networld_jax.mean_field import mean_field
+from networld_jax.schedules import NoiseSchedule
+from networld_jax.types import Params, Plan, PlannerConfig, TaskStats
+from networld_jax.world_model import WorldModel
+
+
+@struct.dataclass
+class PolicyParams:
+    """What a planner needs at run time: usually the EMA weights, and the task's constants."""
+
+    params: Params
+    stats: TaskStats
+
+
+ImagineFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(policy_params, keys [S], z [S, D], m [S, D]) -> x [S, H, 2D]: the present in row 0, the imagined future below."""
+
+RankFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(policy_params, z [S, D], m [S, D], action [S, A], x [S, H, 2D]) -> [S]; the candidate with the largest value is executed."""
+
+
+def diffusion_imagination(
+    world_model: WorldModel,
+    schedule: NoiseSchedule,
+    task: str,
+    config: PlannerConfig,
+    sampler: Callable[..., jax.Array] = sampling.sample_ddim,
+) -> ImagineFn:
+    """Guided sampling: x0 <- x0 + w sigma_k^2 grad_x J(x_k, k), first row clamped to the present after every step."""
+    index = world_model.task_index(task)
+    mask = world_model.channel_mask(task)
+
+    def imagine(policy_params, keys, z, m):
+        params, present = policy_params.params, jnp.concatenate([z, m], -1)
+        task_index = jnp.full(z.shape[0], index, jnp.int32)
+
+        def predict(x, k):
+            return world_model.predict(params, task_index, x, k) * mask[None, None, :]
+
+        def total_return(x, k):
+            return world_model.predict_return(params, task_index, x, k).sum()
+
+        if world_model.config.prediction == "noise":
+            predict = sampling.from_noise_prediction(predict, schedule)
+        if config.guide_scale:
+            factor_fn = sampling.sigma_squared(schedule, config.guide_scale)
+            predict = sampling.guided(predict, jax.grad(total_return), factor_fn)
+        return sampler(
+            keys,
+            predict,
+            schedule,
+            (world_model.config.horizon, present.shape[-1]),
+            condition_fn=lambda x: (x * mask[None, None, :]).at[:, 0].set(present),
+            num_steps=config.num_steps,
+            initial_noise_scale=config.initial_noise_scale,
+            clip=config.latent_clip,
+        )
+
+    return imagine
+
+
+def repeat_present(world_model: WorldModel) -> ImagineFn:
+    """Control without a world model: the future equals the present, so the inverse dynamics acts alone."""
+
+    def imagine(policy_params, keys, z, m):
+        del policy_params, keys
+        return jnp.tile(jnp.concatenate([z, m], -1)[:, None], (1, world_model.config.horizon, 1))
+
+    return imagine
+
+
+def random_imagination(world_model: WorldModel, task: str) -> ImagineFn:
+    """Control without a world model: the future is standard normal noise."""
+    mask = world_model.channel_mask(task)
+
+    def imagine(policy_params, keys, z, m):
+        del policy_params
+        present = jnp.concatenate([z, m], -1)
+        shape = (world_model.config.horizon, present.shape[-1])
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        return (noise * mask[None, None, :]).at[:, 0].set(present)
+
+    return imagine
+
+
+def rank_by_action_value(world_model: WorldModel, task: str) -> RankFn:
+    """Q(z_0, m_0, a): averages out the luck in a plan."""
+
+    def rank(policy_params, z, m, action, x):
+        del x
+        return world_model.action_value(policy_params.params, policy_params.stats, task, z, m, action)
+
+    return rank
+
+
+def rank_by_return(world_model: WorldModel, task: str) -> RankFn:
+    """The classifier's return of the finished plan, J(x, 0)."""
+    index = world_model.task_index(task)
+
+    def rank(policy_params, z, m, action, x):
+        del z, m, action
+        levels = jnp.zeros(x.shape[0], jnp.int32)
+        return world_model.predict_return(policy_params.params, jnp.full_like(levels, index), x, levels)
+
+    return rank
+
+
+def decode_plans(world_model: WorldModel, task: str, policy_params: PolicyParams, x: jax.Array) -> jax.Array:
+    """Actions [S, A] of plans [S, H, 2D] from rows 0 and 1."""
+    dim = world_model.config.latent_dim
+    z, m, z_next = x[:, 0, :dim], x[:, 0, dim:], x[:, 1, :dim]
+    logits = world_model.action_logits(policy_params.params, policy_params.stats, task, z, m, z_next)
+    return world_model.decode_action(policy_params.stats, logits)
+
+
+def make_plan(
+    world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
+) -> Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], Plan]:
+    """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call."""
+    score = rank_by_return(world_model, task)
+    rank_fn = rank_fn or score
+
+    def plan(policy_params, key, z, m):
+        num_agents = z.shape[0]
+        agents = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_agents))
+        if num_candidates == 1:
+            x = imagine_fn(policy_params, agents, z, m)
+            return Plan(x, score(policy_params, z, m, None, x), decode_plans(world_model, task, policy_params, x))
+        keys = jax.vmap(lambda k: jax.random.split(k, num_candidates))(agents).reshape(-1)
+        z, m = (jnp.repeat(v, num_candidates, axis=0) for v in (z, m))
+        x = imagine_fn(policy_params, keys, z, m)
+        action = decode_plans(world_model, task, policy_params, x)
+        ranked = rank_fn(policy_params, z, m, action, x).reshape(num_agents, num_candidates)
+        best = jnp.argmax(ranked, -1) + num_candidates * jnp.arange(num_agents)
+        x = x[best]
+        return Plan(x, score(policy_params, z[best], m[best], None, x), action[best])
+
+    return plan
+
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+
+@struct.dataclass
+class MessageBuffer:
+    """Messages on their way: entry 0 is what neighbours hear now."""
+
+    in_flight: jax.Array  # [delay, N, D]
+    t: jax.Array  # [] int32
+
+
+def quantise(z: jax.Array, num_bits: int, limit: float) -> jax.Array:
+    """Uniform mid-tread quantiser of [-limit, limit] with 2**num_bits - 1 levels; 0 bits = off."""
+    if not num_bits:
+        return z
+    half = 2 ** (num_bits - 1) - 1
+    return jnp.round(jnp.clip(z / limit, -1.0, 1.0) * half) * (limit / half)
+
+
+def init_messages(num_agents: int, latent_dim: int, delay: int) -> MessageBuffer:
+    """Nothing sent yet; the first step's own message fills the buffer, as in the training windows."""
+    return MessageBuffer(jnp.zeros((delay, num_agents, latent_dim)), jnp.int32(0))
+
+
+def exchange(buffer: MessageBuffer, message: jax.Array) -> tuple[jax.Array, MessageBuffer]:
+    """Sends [N, D] messages; returns what is heard now (sent `delay` steps ago) and the buffer."""
+    if buffer.in_flight.shape[0] == 0:
+        return message, buffer.replace(t=buffer.t + 1)
+    in_flight = jnp.where(buffer.t == 0, jnp.broadcast_to(message, buffer.in_flight.shape), buffer.in_flight)
+    return in_flight[0], MessageBuffer(jnp.concatenate([in_flight[1:], message[None]]), buffer.t + 1)
+
+
+def message_bytes(world_model: WorldModel, task: str, num_bits: int) -> int:
+    """Bytes an agent broadcasts per step: its latent's used channels at `num_bits` (0 = 32) each."""
+    used = int(world_model.channel_mask(task).sum()) // 2
+    return -(-used * (num_bits or 32) // 8)
+
+
+def make_planner(
+    world_model: WorldModel,
+    schedule: NoiseSchedule,
+    task: str,
+    config: PlannerConfig | None = None,
+    *,
+    sampler: Callable[..., jax.Array] = sampling.sample_ddim,
+    imagine_fn: ImagineFn | None = None,
+    rank_fn: RankFn | None = None,
+) -> Policy:
+    """NetWorld as a Policy; its `params` argument is a PolicyParams.
+
+    Args:
+      imagine_fn: what fills the plan (None: `diffusion_imagination` with `sampler`); the controls `repeat_present` and
+        `random_imagination` leave the inverse dynamics alone.
+      rank_fn: how candidates compare when config.num_candidates > 1 (None: `rank_by_return`).
+    """
+    config = config or PlannerConfig()
+    spec = world_model.specs[task]
+    delay = spec.message_delay_steps if config.message_delay_steps is None else config.message_delay_steps
+    imagine_fn = imagine_fn or diffusion_imagination(world_model, schedule, task, config, sampler)
+    plan = make_plan(world_model, task, imagine_fn, config.num_candidates, rank_fn)
+
+    def init(key, num_agents):
+        del key
+        return init_messages(num_agents, world_model.config.latent_dim, delay)
+
+    def act(key, policy_params, carry, obs, adjacency, env_state):
+        del env_state
+        loss_key, plan_key = jax.random.split(key)
+        z = world_model.encode(policy_params.params, policy_params.stats, task, obs)
+        heard, carry = exchange(carry, quantise(z, config.message_bits, config.latent_clip))
+        if config.message_loss:
+            adjacency = adjacency * jax.random.bernoulli(loss_key, 1.0 - config.message_loss, adjacency.shape)
+        m = mean_field(heard, adjacency)
+        return plan(policy_params, plan_key, z, m).action, carry
+
+    return Policy(
+        init, act, information="one_hop", message_bytes=message_bytes(world_model, task, config.message_bits)
+    )

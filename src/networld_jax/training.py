@@ -1,0 +1,150 @@
+"""Optimisation: many updates per dispatch with the dataset on the device and the sampler inside the scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from networld_jax.datasets import sample_segments
+from networld_jax.losses import Stats, joint_loss
+from networld_jax.schedules import NoiseSchedule
+from networld_jax.types import LossConfig, Params, Trajectories, TrainState
+
+PER_TASK = ("encoder", "decoder", "inverse_dynamics", "value", "action_value")
+SHARED = ("denoiser", "classifier")
+
+
+def learning_rate_schedule(peak: float, num_updates: int, warmup_updates: int = 0) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to zero at `num_updates`."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_updates else peak,
+        peak_value=peak,
+        warmup_steps=warmup_updates,
+        decay_steps=max(num_updates, warmup_updates + 1),
+    )
+
+
+def make_optimiser(
+    learning_rate: optax.ScalarOrSchedule, clip_norm: float = 1.0, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam(W) behind a global-norm clip."""
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(learning_rate, weight_decay=weight_decay))
+
+
+def adaptation_labels(params: Params, task: str) -> Params:
+    """One label per leaf for few-shot adaptation to `task`: "train" (its encoder, decoder, inverse dynamics, value heads),
+    "finetune" (shared denoiser and classifier; lightly), "finetune_fast" (their task embedding), "freeze" (other tasks)."""
+
+    def label(path, _):
+        names = [entry.key for entry in path]
+        if names[0] in PER_TASK:
+            return "train" if names[1] == task else "freeze"
+        return "finetune_fast" if any("task" in name for name in names[1:]) else "finetune"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def make_adaptation_optimiser(
+    params: Params,
+    task: str,
+    learning_rate: optax.Schedule,
+    finetune_scale: float,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """Adam with per-label rates: new task at full rate, shared nets at `finetune_scale` times it (0 = frozen)."""
+
+    def scaled(scale):
+        return optax.adam(lambda count: scale * learning_rate(count)) if scale else optax.set_to_zero()
+
+    transforms = {
+        "train": scaled(1.0),
+        "finetune": scaled(finetune_scale),
+        "finetune_fast": scaled(1.0),
+        "freeze": optax.set_to_zero(),
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm), optax.multi_transform(transforms, adaptation_labels(params, task))
+    )
+
+
+def init_train_state(params: Params, optimiser: optax.GradientTransformation) -> TrainState:
+    """A state at update 0; the EMA starts as a copy."""
+    return TrainState(
+        step=jnp.int32(0), params=params, ema_params=jax.tree.map(jnp.array, params), opt_state=optimiser.init(params)
+    )
+
+
+def ema_update(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:
+    """ema <- d ema + (1 - d) params with d = min(decay, (1 + step) / (10 + step)): short memory at the start."""
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: rate * e + (1.0 - rate) * p, ema, params)
+
+
+def make_update(
+    loss_fn: Callable[[Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    optimiser: optax.GradientTransformation,
+    ema_decay: float,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """One gradient step out of loss_fn(params, batch, key) -> (loss, metrics); shared by the world model and the baselines."""
+
+    def update(state: TrainState, batch: Any, key: jax.Array):
+        (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
+        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = ema_update(state.ema_params, params, state.step, ema_decay)
+        metrics = metrics | {"grad_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return update
+
+
+def make_epoch(
+    update: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
+    sample_fn: Callable[[jax.Array, Any], Any],
+    num_updates: int,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """`num_updates` updates in one dispatch: (state, data, key) -> (state, metrics averaged over the updates).
+
+    Update s uses fold_in(key, s), so a resumed run repeats an uninterrupted one bit for bit. `sample_fn(key, data)` draws a
+    batch on the device. Jit it with donate_argnums=0.
+    """
+
+    def epoch(state: TrainState, data: Any, key: jax.Array):
+        def body(state, _):
+            sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+            return update(state, sample_fn(sample_key, data), loss_key)
+
+        state, metrics = jax.lax.scan(body, state, None, length=num_updates)
+        return state, jax.tree.map(lambda x: x.mean(0), metrics)
+
+    return epoch
+
+
+def world_model_loss(world_model, schedule: NoiseSchedule, config: LossConfig) -> Callable:
+    """loss_fn(params, (segments, stats), key) for `make_update`: see `losses.joint_loss`."""
+
+    def loss_fn(params, batch, key):
+        segments, stats = batch
+        return joint_loss(world_model, params, stats, schedule, segments, key, config)
+
+    return loss_fn
+
+
+def multi_task_sampler(
+    segments_per_task: Mapping[str, int], horizon: int, message_delays: Mapping[str, int]
+) -> Callable[[jax.Array, tuple[Mapping[str, Trajectories], Stats]], tuple[dict, Stats]]:
+    """sample_fn(key, (data, stats)) -> ({task: Segments}, stats), `segments_per_task` windows of each task."""
+
+    def sample(key, data_and_stats):
+        data, stats = data_and_stats
+        batch = {
+            task: sample_segments(jax.random.fold_in(key, i), data[task], count, horizon, message_delays[task])
+            for i, (task, count) in enumerate(segments_per_task.items())
+        }
+        return batch, stats
+
+    return sample
