@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from networld_envs.instances import instance_keys
+from networld_envs.rb import make_rb
 from networld_envs.types import Environment, Information, Policy, TaskSpec, TimeStep
 
-ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}  # filled in below once the modules land
+ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
+    "rb": make_rb,
+}
 
 
 def make(name: str, **overrides) -> Environment:

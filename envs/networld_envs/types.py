@@ -25,7 +25,7 @@ class Information:
     """Where one block of observation entries comes from; the state-influence test holds every environment to it."""
 
     entries: tuple[str, ...]  # names out of TaskSpec.obs_names
-    whose: str  # "own", "one_hop" (graph neighbours), or "global": whose part of the state these entries may depend on
+    whose: str  # "own", "one_hop" (graph neighbours), "two_hop" or "global": whose part of the state these may depend on
     lag_steps: int  # age of the information in environment steps (0 = measured at the moment of the decision)
     num_bytes: int  # bytes received from other agents per agent and step to build these entries (0 = local measurement)
     source: str  # one phrase: how a real network obtains it
@@ -101,7 +101,7 @@ class Environment(NamedTuple):
 class Policy(NamedTuple):
     """Anything that acts: planner, baseline, expert, rule.
 
-    Learned policies are called with `env_state=None`; only a policy with `information="global"` may read `env_state`.
+    Learned policies are called with `env_state=None`; an expert or rule may read of `env_state` what `information` declares.
     """
 
     init: Callable[..., Any]  # (key, num_agents) -> carry
