@@ -40,7 +40,7 @@ def first_bits(bits: jax.Array, count: jax.Array) -> jax.Array:
     """
     words = bits.shape[-1]
     position = jnp.zeros_like(count)
-    step = words * _WORD_BITS
+    step = 1 << ((words * _WORD_BITS).bit_length() - 1)  # a power of two: the steps below it reach every position
     while step >= 1:
         trial = position + step
         before = count_bits(bits & ~bits_from(trial, words))
