@@ -108,6 +108,7 @@ class Policy(NamedTuple):
     act: Callable[..., tuple[jax.Array, Any]]  # (key, params, carry, obs, adjacency, env_state) -> (action [N, A], carry)
     observe_reward: Callable[..., Any] = lambda carry, reward: carry  # (carry, reward [N]) -> carry
     information: str = "own"  # what an action depends on: "own" observation, "one_hop" messages, "two_hop", "global"
+    reads_state: bool = True  # False = called with env_state=None
     message_bytes: int = 0  # bytes an agent broadcasts to its 1-hop neighbours per step
     is_demonstration: Callable[[Any], jax.Array] | None = None  # carry -> bool []: False = action drawn to disturb the state
 

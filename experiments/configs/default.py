@@ -85,6 +85,8 @@ def get_config() -> ConfigDict:
     c.bc.ema_decay = 0.995
     c.bc.num_updates = 1000
     c.bc.batch_size = 1024  # agent transitions
+    c.bc.updates_per_dispatch = 250
+    c.bc.dispatches_per_checkpoint = 2
 
     c.planner = ConfigDict()  # networld_jax.PlannerConfig
     c.planner.guide_scale = 10.0  # w

@@ -230,5 +230,9 @@ def make_planner(
         return plan(policy_params, plan_key, z, m).action, carry
 
     return Policy(
-        init, act, information="one_hop", message_bytes=message_bytes(world_model, task, config.message_bits)
+        init,
+        act,
+        information="one_hop",
+        reads_state=False,
+        message_bytes=message_bytes(world_model, task, config.message_bits),
     )

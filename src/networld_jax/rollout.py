@@ -32,7 +32,7 @@ def advance(
     state, obs, carry = loop
     act_key, step_key = jax.random.split(jax.random.fold_in(key, 1 + t))
     adjacency = env.adjacency(state, env_params)
-    visible_state = state if policy.information == "global" else None
+    visible_state = state if policy.reads_state else None
     action, carry = policy.act(act_key, policy_params, carry, obs, adjacency, visible_state)
     state, time_step = env.step(step_key, state, action, env_params)
     carry = policy.observe_reward(carry, time_step.reward)

@@ -79,6 +79,7 @@ def make_bc(spec: TaskSpec, config: BCConfig) -> Baseline:
         return Policy(
             init=lambda key, num_agents: init_messages(num_agents, spec.obs_dim, delay),
             act=act,
+            reads_state=False,
             information="one_hop" if config.use_mean_field else "own",
             message_bytes=spec.obs_dim if config.use_mean_field else 0,
         )

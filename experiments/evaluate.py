@@ -1,0 +1,112 @@
+"""Scores adapted models, rules and experts on the same fixed instances.
+
+    python -m experiments.evaluate --config=experiments/configs/small.py --workdir=runs/small
+
+Writes <workdir>/evaluation_<task>.json: {policy: {"reward", "sem", "score", "instances", "steps", "instance_rewards", "metrics"}}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from experiments import runtime, settings
+from experiments.adapt import adapt_dir
+from networld_envs.instances import instance_keys
+from networld_envs.types import Environment, Policy
+from networld_jax import checkpoints, planning
+from networld_jax.datasets import write_atomically
+from networld_jax.evaluation import Protocol, Scores, anchored, make_evaluator, standard_error
+from networld_jax.schedules import cosine_schedule
+
+ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "realisable_anchor"), "ns": ("random", "expert")}
+"""Per task the policies at score 0 and 1: random, and the best rule whose information an agent can have."""
+
+
+class Evaluator:
+    """Evaluates policies on one list of instances; compiled programs are kept, so new weights cost no compilation."""
+
+    def __init__(self, env: Environment, protocol: Protocol, split: str, num_parallel: int):
+        self.env, self.protocol = env, protocol
+        self.keys = instance_keys(env.spec.name, split, protocol.num_instances)
+        self.num_parallel = min(num_parallel, protocol.num_instances)
+        self._compiled: dict[int, tuple[Policy, Callable]] = {}
+
+    def __call__(self, policy: Policy, policy_params: Any = None, advance: Callable[..., None] | None = None) -> Scores:
+        """Scores of a policy. Messages are charged where the environment has a price for them."""
+        if id(policy) not in self._compiled:
+            self._compiled[id(policy)] = (policy, make_evaluator(self.env, policy, self.protocol))
+        run = self._compiled[id(policy)][1]
+        params = charge_messages(self.env.default_params, policy)
+        rewards, metrics = [], []
+        for first in range(0, len(self.keys), self.num_parallel):
+            reward, metric = run(self.keys[first : first + self.num_parallel], policy_params, params)
+            rewards.append(np.asarray(reward))
+            metrics.append({k: np.asarray(v) for k, v in metric.items()})
+            if advance:
+                advance(len(rewards[-1]), reward=float(np.concatenate(rewards).mean()))
+        return Scores(np.concatenate(rewards), {k: np.concatenate([m[k] for m in metrics]) for k in metrics[0]})
+
+
+def charge_messages(params: Any, policy: Policy) -> Any:
+    """Environment parameters with the policy's message size, for environments in which messages take air time."""
+    return params.replace(message_bytes=policy.message_bytes) if hasattr(params, "message_bytes") else params
+
+
+def summary(scores: Mapping[str, Scores], task: str, protocol: Protocol) -> dict[str, Any]:
+    """One JSON row per policy, with the anchored score where both anchors were run."""
+    low, high = (scores[name].mean if name in scores else None for name in ANCHORS.get(task, (None, None)))
+    rows = {}
+    for name, s in scores.items():
+        rows[name] = {
+            "reward": s.mean,
+            "sem": s.sem,
+            "instances": len(s.reward),
+            "steps": protocol.num_steps,
+            "burn_in_steps": protocol.burn_in_steps,
+            "instance_rewards": s.reward.tolist(),
+            "metrics": {k: float(v.mean()) for k, v in s.metrics.items()},
+        }
+        if low is not None and high is not None:
+            normalised = anchored(s.reward, low, high)
+            rows[name] |= {"score": float(np.mean(normalised)), "score_sem": standard_error(normalised)}
+    return rows
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Evaluates `config.evaluate.policies` on the held-out task: "networld", "networld_scratch", or a rule's name."""
+    task = config.held_out
+    env = settings.environment(config, task)
+    protocol = settings.protocol(config, task)
+    evaluator = Evaluator(env, protocol, config.evaluate.split, config.evaluate.num_parallel)
+    names = list(dict.fromkeys((*config.evaluate.policies, *ANCHORS.get(task, ()))))
+    policies = {name: load_policy(config, workdir, task, env, name) for name in names}
+    scores = {}
+    for name, (policy, policy_params) in policies.items():
+        with runtime.progress(f"evaluate {name} on {task}", protocol.num_instances) as advance:
+            scores[name] = evaluator(policy, policy_params, advance)
+    rows = summary(scores, task, protocol)
+    write_atomically(Path(workdir) / f"evaluation_{task}.json", json.dumps(rows, indent=1).encode())
+    return rows
+
+
+def load_policy(
+    config: ml_collections.ConfigDict, workdir: Path, task: str, env: Environment, name: str
+) -> tuple[Policy, Any]:
+    """(policy, its parameters) by name: an adapted model of the workdir, or a rule of the task."""
+    if name not in ("networld", "networld_scratch"):
+        return settings.rule_policy(task, env, name), {}
+    directory = adapt_dir(workdir, task, from_scratch=name == "networld_scratch") / "model"
+    world_model, params, stats, _ = checkpoints.load_model(directory)
+    schedule = cosine_schedule(world_model.config.diffusion_steps)
+    policy = planning.make_planner(world_model, schedule, task, settings.planner_config(config))
+    return policy, planning.PolicyParams(params, stats[task])
+
+
+if __name__ == "__main__":
+    runtime.main(run)
