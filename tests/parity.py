@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from networld_envs import cbf, cbf_dynamics, cbf_links, ns_single_cell
+from networld_envs.cbf_params import make_params
 from networld_jax import networks, sampling, schedules, transforms
 
 # ---------------------------------------------------------------------------------------------------- diffusion core
@@ -162,3 +164,202 @@ def _width_and_mults(params):
     width = params["time_mlp"]["fc1"]["bias"].shape[0]
     depth = sum(name.startswith("down") and name.endswith("_0") for name in params)
     return width, tuple(params[f"down{i}_0"]["block1"]["gn_scale"].shape[0] // width for i in range(depth))
+
+
+# -------------------------------------------------------------------------------------------------- network slicing
+
+
+def _slots_of(seconds, slot_s=0.5e-3):
+    """Gaps in seconds as slots, ceil(g / dt) with g / dt rounded to 1e-9."""
+    return np.ceil(np.round(np.asarray(seconds, np.float64) / slot_s, 9)).astype(np.int32)
+
+
+def _pointer_resets(window, num_slots, slot_s=0.5e-3):
+    """GAN-DDQN resets its round-robin pointers where clock % window == slot; in floating point that holds now and then."""
+    clock_s = np.round((window * num_slots + 1) * slot_s, 4)
+    return (clock_s * 10000) % (np.round(num_slots * slot_s, 4) * 10000) == slot_s * 10000
+
+
+def _mobile_move(position, direction_deg, step_m, half_side):
+    """Straight steps with specular reflection at the walls of a square."""
+    angle = np.deg2rad(direction_deg)
+    position = position + step_m[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    outside = np.abs(position) > half_side
+    position = np.where(outside, np.sign(position) * 2 * half_side - position, position)
+    direction_deg = np.where(outside[:, 0], np.where(direction_deg >= 0, 180.0, -180.0) - direction_deg, direction_deg)
+    return position, np.where(outside[:, 1], -direction_deg, direction_deg)
+
+
+def _path_loss_db(position):
+    return 145.4 + 37.5 * np.log10(np.linalg.norm(position, axis=1) / 1000)
+
+
+def ns_replay(mode, inputs):
+    """Replays recorded windows of a published single-cell simulator of network slicing.
+
+    mode "gan" | "mobile"; inputs: the fixture's arrays without the set prefix (any number of windows W, slots S, users U):
+    `cat`, `pos` or `path_loss` (gan), `pos0`, `dir0_deg`, `speed_mps`, `half_side`, `radius`, `cell_ids` (mobile),
+    `pkt_size`, `pkt_gap`, `pkt_gap_ifdrop` (mobile), `timer0`, `shadow_dB` / `shadow_cell_dB`, `alloc_Hz`, `n_slots`, `mimo`.
+    Computes in float64 where x64 is enabled, else in float32. Returns `out_*` [W, ...] as in the fixture, and `trace_*`: the
+    first min(100, S) slots of windows 0 and W // 2 (gan) or 0 and W - 1 (mobile), one after the other.
+    """
+    if mode not in ns_single_cell.FIDELITY:
+        raise ValueError(f"mode must be one of {sorted(ns_single_cell.FIDELITY)}, got {mode!r}")
+    dt, rb_hz, band_hz = 0.5e-3, 180e3, 10e6
+    is_mobile = mode == "mobile"
+    num_slots = int(inputs["n_slots"])
+    slice_index = np.asarray(inputs["cat"], np.int32)
+    num_users, num_windows = slice_index.size, len(inputs["alloc_Hz"])
+    dtype = jnp.zeros(()).dtype
+    gap, gap_if_dropped = np.asarray(inputs["pkt_gap"]), np.asarray(inputs.get("pkt_gap_ifdrop", inputs["pkt_gap"]))
+    period, period_if_dropped = np.maximum(_slots_of(gap), 1), np.maximum(_slots_of(gap_if_dropped), 1)
+    stream = ns_single_cell.PacketStream(
+        jnp.asarray(np.asarray(inputs["pkt_size"]).T, dtype), jnp.asarray(period.T), jnp.asarray(period_if_dropped.T)
+    )
+    index = np.zeros(num_users, np.int32)
+    pointer_id = np.zeros(3, np.int32)
+    if is_mobile:
+        position, direction = np.asarray(inputs["pos0"], np.float64), np.asarray(inputs["dir0_deg"], np.float64)
+        slots_left = np.zeros(num_users, np.int32)
+    else:
+        position = np.asarray(inputs["pos"], np.float64)
+        path_loss_db = np.asarray(inputs["path_loss"]) if "path_loss" in inputs else _path_loss_db(position)
+        slots_left = _slots_of(inputs["timer0"])
+        # Residual seconds behind the whole slots: the timer counts down from timer0, then from each gap.
+        armed_s, armed_slots = np.asarray(inputs["timer0"], np.float64), slots_left.copy()
+        is_served = np.ones(num_users, bool)
+    traced_windows = sorted({0, num_windows - 1 if is_mobile else num_windows // 2})
+    results, traces = [], []
+    for w in range(num_windows):
+        out = {}
+        shadow = np.zeros((num_slots, num_users))
+        if is_mobile:
+            step_m = np.asarray(inputs["speed_mps"], np.float64) * num_slots * dt
+            position, direction = _mobile_move(position, direction, step_m, float(inputs["half_side"]))
+            is_served = (position**2).sum(axis=1) <= float(inputs["radius"]) ** 2
+            path_loss_db = _path_loss_db(position)
+            slots_left = np.where(is_served, _slots_of(inputs["timer0"][w]), 0).astype(np.int32)
+            armed_s, armed_slots = np.where(is_served, inputs["timer0"][w], 1.0), slots_left.copy()
+            ids = np.asarray(inputs["cell_ids"][w])
+            shadow[:, ids[ids >= 0]] = np.asarray(inputs["shadow_cell_dB"][w])[:, ids >= 0]
+        else:
+            shadow = np.asarray(inputs["shadow_dB"], np.float64)[w * num_slots : (w + 1) * num_slots]
+        out["out_ptr_reset"] = True if is_mobile else bool(_pointer_resets(w, num_slots))
+        if out["out_ptr_reset"]:
+            pointer_id = np.zeros(3, np.int32)
+        snr_db = 16 - path_loss_db + 20 + 204 - 10 * np.log10(rb_hz)
+        before = index
+        window = ns_single_cell.single_cell_window(
+            mode,
+            jnp.asarray(slice_index),
+            jnp.asarray(is_served),
+            jnp.asarray(10 ** (snr_db / 10), dtype),
+            jnp.asarray(shadow, dtype),
+            jnp.asarray(np.asarray(inputs["alloc_Hz"])[w] // rb_hz, jnp.int32),
+            jnp.asarray(float(inputs["mimo"]), dtype),
+            stream,
+            ns_single_cell.Timers(jnp.asarray(slots_left), jnp.asarray(index)),
+            jnp.asarray(pointer_id),
+        )
+        slots_left, index = (np.asarray(x) for x in (window.timers.slots_left, window.timers.packet_index))
+        pointer_id = np.asarray(window.pointer_id)
+        rbs, rate, head, waiting, served = (np.asarray(x, np.float64) for x in window.trace)
+        by_slice = np.eye(3)[slice_index]
+        tx, drop, succ = (np.asarray(x, np.float64) for x in (window.admitted, window.dropped, window.succeeded))
+        with np.errstate(invalid="ignore"):
+            qoe = succ / (np.where(tx == 0, 1, tx) + drop) if is_mobile else succ / tx
+        idle = int((rbs.sum(axis=1) == 0).sum()) if is_mobile else 0  # slots in which nothing was scheduled
+        se_sum = rate.sum() / band_hz
+        se = se_sum / max(num_slots - idle, 1)
+        generated = index > before
+        rows = np.arange(num_users), np.maximum(index - 1, 0)
+        armed_s = np.where(generated, gap[rows], armed_s)
+        armed_slots = np.where(generated, period[rows], armed_slots)
+        timer_s = armed_s - (armed_slots - slots_left) * dt
+        out |= dict(
+            out_tx=tx, out_drop=drop, out_succ=succ, out_qoe=qoe, out_se=se, out_se_slot_sum=se_sum, out_idle=idle,
+            out_util111=qoe.sum() + 0.01 * se, out_util146=qoe @ np.array([1, 4, 6]) + 0.01 * se,
+            out_obs=np.zeros(3) if (tx == 0).any() else (tx - tx.mean()) / tx.std(),
+            out_qpk=np.asarray(window.queued), out_qbits=np.asarray(window.queued_bits),
+            out_served_bits=served.sum(axis=0) @ by_slice, out_rate_bits=rate.sum(axis=0) @ by_slice * dt,
+            out_band_mean=rbs.mean(axis=0) @ by_slice * rb_hz, out_pidx=index, out_timer=timer_s,
+        )  # fmt: skip
+        if is_mobile:
+            out |= dict(out_pos=position, out_dirn=direction, out_cell=is_served.astype(np.int8))
+        results.append(out)
+        traces.append((rbs, rate, head, waiting))
+    merged = {name: np.stack([np.asarray(out[name]) for out in results]) for name in results[0]}
+    names = ("trace_band", "trace_rate", "trace_buf0", "trace_nq")
+    for i, name in enumerate(names):
+        merged[name] = np.concatenate([traces[w][i][: min(100, num_slots)] for w in traced_windows])
+    return merged
+
+
+# ---------------------------------------------------------------------------------------------------- beamforming
+
+
+def cbf_replay(
+    channels, codebook, powers_mw, noise_mw, p_max_mw, num_neighbours, actions=None, beams=None, x64=True
+):
+    """The reference face of the beamforming task over recorded channels; S slots from slot 0.
+
+    Args:
+      channels: [S+1, N, N, K] complex amplitude gains, [slot, base station, user, antenna].
+      codebook: [K, C] complex unit columns; powers_mw: [Q]; noise_mw, p_max_mw: scalars.
+      actions: [S, N] flat indices code * Q + level; -1 where `beams` applies. May be None if every slot has beams.
+      beams: complex sqrt(mW), not projected, code index left as it was: [S, N, K], or [S', N, K] for the last S' slots.
+    Returns dict: rate, IN [mW], r_power [mW], gain (linear), I, O, reward, obs; each [S, ...], obs[0] is NaN.
+    """
+    channels = np.asarray(channels)
+    num_slots, num_agents = len(channels) - 1, channels.shape[1]
+    num_levels = len(powers_mw)
+    if actions is None and beams is None:
+        raise ValueError("cbf_replay needs actions, beams or both")
+    actions = np.full((num_slots, num_agents), -1) if actions is None else np.asarray(actions)
+    padded = np.zeros((num_slots, num_agents, channels.shape[-1]), complex)
+    if beams is not None:
+        padded[num_slots - len(beams) :] = beams
+    with jax.enable_x64(x64):
+        params = make_params(
+            "reference",
+            codebook=np.asarray(codebook).T,
+            power_levels=np.asarray(powers_mw) / p_max_mw,
+            noise_dbm=float(10 * np.log10(noise_mw)),
+            p_max_dbm=float(10 * np.log10(p_max_mw)),
+            num_neighbours=int(num_neighbours),
+            adjacency=1.0 - np.eye(num_agents),
+            channels=np.concatenate([channels, channels[-1:]]),  # the step after the last slot is never seen
+            episode_steps=num_slots,
+            warmup_slots=1,
+        )
+        state = cbf_dynamics.initial_state(jax.random.key(0), params)  # its made-up past is visible in obs[0] only
+
+        def slot(state, inputs):
+            action, beam = inputs
+            coded = cbf_dynamics.decode_index(jnp.maximum(action, 0), params)
+            direction, power = cbf_links.unit(beam / jnp.sqrt(params.p_max_mw))
+            chosen = action >= 0
+            direction = jnp.where(chosen[:, None], coded[0], direction)
+            power = jnp.where(chosen, coded[1], power)
+            code_index = jnp.where(chosen, coded[2], state.code_index)
+            draws = cbf_dynamics.CBFDraws(None, None)
+            executed = action[:, None].astype(power.dtype)
+            state, timestep = cbf.run_slot(state, executed, direction, power, code_index, draws, params)
+            links = state.links
+            out = {
+                "rate": links.rate,
+                "IN": links.interference * params.noise_mw,
+                "r_power": links.received * params.noise_mw,
+                "gain": links.gain / params.max_snr,
+                "I": cbf_links.strongest(links.received.T, params.num_neighbours),
+                "O": cbf_links.strongest(links.received, params.num_neighbours),
+                "reward": timestep.reward,
+                "obs": timestep.obs,
+            }
+            return state, out
+
+        dtype = jnp.result_type(complex)
+        inputs = (jnp.asarray(actions, jnp.int32), jnp.asarray(padded, dtype))
+        result = jax.tree.map(np.array, jax.jit(lambda s: jax.lax.scan(slot, s, inputs)[1])(state))
+    result["obs"][0] = np.nan
+    return result
