@@ -316,9 +316,12 @@ def cbf_replay(
     if actions is None and beams is None:
         raise ValueError("cbf_replay needs actions, beams or both")
     actions = np.full((num_slots, num_agents), -1) if actions is None else np.asarray(actions)
-    padded = np.zeros((num_slots, num_agents, channels.shape[-1]), complex)
-    if beams is not None:
-        padded[num_slots - len(beams) :] = beams
+    directions = np.zeros((num_slots, num_agents, channels.shape[-1]), complex)
+    powers = np.zeros((num_slots, num_agents))
+    if beams is not None:  # split in float64: beams of nearly silent cells have no float32 norm
+        norms = np.linalg.norm(beams, axis=-1)
+        directions[num_slots - len(beams) :] = beams / np.where(norms > 0, norms, 1.0)[..., None]
+        powers[num_slots - len(beams) :] = norms**2 / p_max_mw
     with jax.enable_x64(x64):
         params = make_params(
             "reference",
@@ -335,9 +338,8 @@ def cbf_replay(
         state = cbf_dynamics.initial_state(jax.random.key(0), params)  # its made-up past is visible in obs[0] only
 
         def slot(state, inputs):
-            action, beam = inputs
+            action, direction, power = inputs
             coded = cbf_dynamics.decode_index(jnp.maximum(action, 0), params)
-            direction, power = cbf_links.unit(beam / jnp.sqrt(params.p_max_mw))
             chosen = action >= 0
             direction = jnp.where(chosen[:, None], coded[0], direction)
             power = jnp.where(chosen, coded[1], power)
@@ -358,8 +360,7 @@ def cbf_replay(
             }
             return state, out
 
-        dtype = jnp.result_type(complex)
-        inputs = (jnp.asarray(actions, jnp.int32), jnp.asarray(padded, dtype))
+        inputs = (jnp.asarray(actions, jnp.int32), jnp.asarray(directions), jnp.asarray(powers))
         result = jax.tree.map(np.array, jax.jit(lambda s: jax.lax.scan(slot, s, inputs)[1])(state))
     result["obs"][0] = np.nan
     return result

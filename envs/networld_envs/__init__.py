@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from networld_envs.cbf import make_cbf
 from networld_envs.instances import instance_keys
 from networld_envs.ns import make_ns
 from networld_envs.rb import make_rb
 from networld_envs.types import Environment, Information, Policy, TaskSpec, TimeStep
 
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
+    "cbf": make_cbf,
     "rb": make_rb,
     "ns": make_ns,
 }
