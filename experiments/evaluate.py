@@ -21,7 +21,7 @@ from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
 from networld_jax import checkpoints, planning
 from networld_jax.datasets import write_atomically
-from networld_jax.evaluation import Protocol, Scores, anchored, make_evaluator, standard_error
+from networld_jax.evaluation import Protocol, Scores, anchored, concatenate_scores, make_evaluator, standard_error
 from networld_jax.schedules import cosine_schedule
 
 ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "realisable_anchor"), "ns": ("random", "expert")}
@@ -43,14 +43,12 @@ class Evaluator:
             self._compiled[id(policy)] = (policy, make_evaluator(self.env, policy, self.protocol))
         run = self._compiled[id(policy)][1]
         params = charge_messages(self.env.default_params, policy)
-        rewards, metrics = [], []
+        parts: list[Scores] = []
         for first in range(0, len(self.keys), self.num_parallel):
-            reward, metric = run(self.keys[first : first + self.num_parallel], policy_params, params)
-            rewards.append(np.asarray(reward))
-            metrics.append({k: np.asarray(v) for k, v in metric.items()})
+            parts.append(run(self.keys[first : first + self.num_parallel], policy_params, params))
             if advance:
-                advance(len(rewards[-1]), reward=float(np.concatenate(rewards).mean()))
-        return Scores(np.concatenate(rewards), {k: np.concatenate([m[k] for m in metrics]) for k in metrics[0]})
+                advance(len(parts[-1].reward), reward=parts[-1].mean)
+        return concatenate_scores(parts)
 
 
 def charge_messages(params: Any, policy: Policy) -> Any:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,19 +30,28 @@ class UserError(ValueError):
     """A mistake in what the user gave; shown as one line, exit code 2."""
 
 
-def main(run: Callable[[ml_collections.ConfigDict, Path], Any]) -> None:
-    """The command line of a stage: `--config=<file> [--config.<field>=<value>] --workdir=<folder>`."""
+Stage = Callable[[ml_collections.ConfigDict, Path], Any]
+
+
+def main(run: Stage, publish: Stage | None = None) -> None:
+    """The command line of a stage: `--config=<file> [--config.<field>=<value>] --workdir=<folder> [--publish]`.
+
+    `publish` copies finished results into the repository; only stages that have one know the flag.
+    """
     # XLA's persistent cache makes the second run of any stage start at once.
     jax.config.update("jax_compilation_cache_dir", os.environ.get("NETWORLD_CACHE", str(Path(".jax_cache").absolute())))
     config_flag = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
     workdir_flag = flags.DEFINE_string("workdir", None, "Folder that the stage reads and writes.")
     flags.mark_flags_as_required(["config", "workdir"])
+    publish_flag = flags.DEFINE_bool("publish", False, "Copy the results into results/ and docs/.") if publish else None
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.<field>=<value>")
         try:
             run(config_flag.value, Path(workdir_flag.value))
+            if publish_flag is not None and publish_flag.value:
+                publish(config_flag.value, Path(workdir_flag.value))
         except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
             if os.environ.get("NETWORLD_TRACEBACK"):
                 raise
@@ -52,6 +62,12 @@ def main(run: Callable[[ml_collections.ConfigDict, Path], Any]) -> None:
             sys.exit(130)
 
     app.run(guarded)
+
+
+def command() -> str:
+    """The command that is running, as a user would type it."""
+    module = Path(sys.argv[0])
+    return " ".join(["python -m", f"{module.parent.name}.{module.stem}", *map(shlex.quote, sys.argv[1:])])
 
 
 def versions() -> dict[str, str]:

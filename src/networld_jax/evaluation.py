@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Result per instance; everything is a mean over counted steps and present agents."""
+    """Result per instance; everything is a mean over the counted steps."""
 
-    reward: np.ndarray  # [instances]
-    metrics: dict[str, np.ndarray]  # name -> [instances]
+    reward: np.ndarray  # [I] mean over present agents
+    metrics: dict[str, np.ndarray]  # name -> [I], per-agent metrics averaged over present agents
+    per_agent: dict[str, np.ndarray]  # name -> [I, N] ("reward" included), nan for absent agents
 
     @property
     def mean(self) -> float:
@@ -40,52 +42,63 @@ class Scores:
         """Standard error over instances."""
         return standard_error(self.reward)
 
+    def percentile(self, name: str, q: float) -> float:
+        """Percentile over all agents of all instances of an agent's time average, e.g. the 10th-percentile user rate."""
+        return float(np.nanpercentile(self.per_agent[name], q))
+
 
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean; 0 for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def agent_mean(values: jax.Array, agent_mask: jax.Array) -> jax.Array:
-    """Mean over present agents of [..., N] with mask [N]."""
-    mask = jnp.broadcast_to(agent_mask, values.shape)
-    return jnp.sum(jnp.where(mask > 0, values, 0.0), axis=-1) / jnp.maximum(mask.sum(-1), 1.0)
-
-
-def episode_scores(
+def episode_means(
     key: jax.Array,
     env: Environment,
     env_params: Any,
     policy: Policy,
     policy_params: Params,
     protocol: Protocol,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(mean reward [], metrics {name: []}) of one instance. Pure; vmap over keys."""
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """({name: [] or [N] time average}, agent mask [N]) of one instance; "reward" and "reward_p10" (the 10th percentile over
+    present agents, per step) are among the names. Pure; vmap over keys."""
     loop = start(key, env, env_params, policy)
     mask = env.agent_mask(loop[0], env_params)
 
     def counted(loop, t):
         loop, (time_step, _) = advance(key, t, loop, env, env_params, policy, policy_params)
-        metrics = {k: agent_mean(v, mask) if v.ndim else v for k, v in time_step.metrics.items()}
-        return loop, (agent_mean(time_step.reward, mask), metrics)
+        worst = jnp.nanpercentile(jnp.where(mask > 0, time_step.reward, jnp.nan), 10)
+        values = time_step.metrics | {"reward": time_step.reward, "reward_p10": worst}
+        return loop, {name: value.astype(jnp.float32) for name, value in values.items()}
 
     loop, _ = jax.lax.scan(lambda l, t: (counted(l, t)[0], None), loop, jnp.arange(protocol.burn_in_steps))
     steps = protocol.burn_in_steps + jnp.arange(protocol.num_steps)
-    _, (reward, metrics) = jax.lax.scan(counted, loop, steps)
-    return reward.mean(), {k: v.astype(jnp.float32).mean() for k, v in metrics.items()}
+    _, values = jax.lax.scan(counted, loop, steps)
+    return jax.tree.map(lambda x: x.mean(0), values), mask
 
 
 def make_evaluator(env: Environment, policy: Policy, protocol: Protocol):
-    """Compiled (keys [I], policy_params, env_params) -> (reward [I], metrics {name: [I]}); reuse it for many parameters."""
+    """(keys [I], policy_params, env_params) -> Scores; one compiled program for any weights."""
 
     @jax.jit
     def run(keys, policy_params, env_params):
-        def one(key):
-            return episode_scores(key, env, env_params, policy, policy_params, protocol)
+        return jax.vmap(lambda key: episode_means(key, env, env_params, policy, policy_params, protocol))(keys)
 
-        return jax.vmap(one)(keys)
+    def scores(keys, policy_params, env_params) -> Scores:
+        values, mask = jax.tree.map(np.asarray, run(keys, policy_params, env_params))
+        per_agent = {k: np.where(mask > 0, v, np.nan) for k, v in values.items() if v.ndim == 2}
+        metrics = {k: np.nanmean(per_agent[k], -1) if k in per_agent else v for k, v in values.items()}
+        return Scores(metrics.pop("reward"), metrics, per_agent)
 
-    return run
+    return scores
+
+
+def concatenate_scores(parts: Sequence[Scores]) -> Scores:
+    """One Scores over all instances."""
+    join = lambda dicts: {k: np.concatenate([d[k] for d in dicts]) for k in dicts[0]}  # noqa: E731
+    return Scores(
+        np.concatenate([p.reward for p in parts]), join([p.metrics for p in parts]), join([p.per_agent for p in parts])
+    )
 
 
 def evaluate(
@@ -105,10 +118,8 @@ def evaluate(
     keys = instances.instance_keys(env.spec.name, split, protocol.num_instances)
     run = make_evaluator(env, policy, protocol)
     size = batch_size or protocol.num_instances
-    parts = [run(keys[i : i + size], policy_params, env_params) for i in range(0, protocol.num_instances, size)]
-    reward = np.concatenate([np.asarray(reward) for reward, _ in parts])
-    metrics = {k: np.concatenate([np.asarray(m[k]) for _, m in parts]) for k in parts[0][1]}
-    return Scores(reward, metrics)
+    starts = range(0, protocol.num_instances, size)
+    return concatenate_scores([run(keys[i : i + size], policy_params, env_params) for i in starts])
 
 
 def anchored(reward: np.ndarray | float, low: float, high: float) -> np.ndarray | float:
