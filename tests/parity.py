@@ -100,8 +100,10 @@ def diffuser_guided_loop(
             clip=1.0 if clip_denoised else None,
             return_chain=True,
         )
-        first_level = jnp.zeros(x.shape[0], jnp.int32)
-        values = value_fn(guide(n_guide_steps - 1)(chain[-2], first_level), first_level)
+        last, first_level = chain[-2], jnp.zeros(x.shape[0], jnp.int32)
+        if t_stopgrad == 0 and n_guide_steps > 1:  # the guide also moves x at t = 0, and its last update comes too late
+            last = guide(n_guide_steps - 1)(last, first_level)
+        values = value_fn(last, first_level)
         order = jnp.argsort(-values)
         return chain, x[order], values[order]
 
