@@ -314,7 +314,6 @@ def cbf_replay(
     """
     channels = np.asarray(channels)
     num_slots, num_agents = len(channels) - 1, channels.shape[1]
-    num_levels = len(powers_mw)
     if actions is None and beams is None:
         raise ValueError("cbf_replay needs actions, beams or both")
     actions = np.full((num_slots, num_agents), -1) if actions is None else np.asarray(actions)

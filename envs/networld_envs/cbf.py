@@ -1,15 +1,16 @@
 """Coordinated downlink beamforming: one multi-antenna base station and one user per cell, all on the same band.
 
-Every slot (20 ms) base station n chooses a beam w_n; its user receives |h_nn^T w_n|^2 under noise plus the interference of
-all other beams, IN_n, at the rate C_n = log2(1 + |h_nn^T w_n|^2 / IN_n) bit/s/Hz. The network is interference limited:
-what one cell gains its neighbours pay, and that is the coordination problem.
+Every slot (20 ms) base station n chooses a beam w_n; its user receives |h_nn^T w_n|^2 under noise plus the interference
+of all other beams, IN_n, at the rate C_n = log2(1 + |h_nn^T w_n|^2 / IN_n) bit/s/Hz. The network is interference
+limited: what one cell gains its neighbours pay, and that is the coordination problem.
 
 Two faces of one simulator (`make_cbf(face=...)`):
 
 | | default | reference |
 |---|---|---|
-| action | beam, 2K reals in sqrt(mW): real parts, then imaginary parts; projected onto \\|w\\|^2 <= P_max, antenna 0 real >= 0 | flat codebook index code * Q + level, whole number |
-| observation | `local_csi`, 36 numbers for K = 3, U = 5 (`cbf_observation.local_csi`) | 7 + 11 U published scalars |
+| action | beam in sqrt(mW), 2K reals: real parts, then imaginary parts | flat index code * Q + level |
+| executed as | projected onto the power ball P_max, antenna 0 real >= 0 | rounded, clipped |
+| observation | `cbf_observation.local_csi`, 36 numbers for K = 3, U = 5 | 7 + 11 U published scalars |
 | start | stationary fading, symmetric path angles, one random slot | published start, ten random slots |
 
 Reward: r_n = C_n minus what the five users that hear n loudest lose through it (`cbf_links.local_reward`), bit/s/Hz.
@@ -41,9 +42,9 @@ def make_cbf(face: str = "default", **overrides: Any) -> Environment:
     """The beamforming environment with parameters changed (fields of `CBFParams`).
 
     Shorthands: num_cells (1, 7 or 19 hexagonal cells), num_antennas, num_codes, num_power_levels.
-    Your own network: `path_gain` [N, N] linear gains (entry [i, j] from base station i to user j; optionally `azimuth_rad`
-    [N, N]), or `channels` [T, N, N, K], a trace of complex amplitude gains replayed slot by slot from its start; for N
-    other than 1, 7, 19 also `adjacency` [N, N].
+    Your own network: `path_gain` [N, N] linear gains, entry [i, j] from base station i to user j (optionally with
+    `azimuth_rad` [N, N]), or `channels` [T, N, N, K], a trace of complex amplitude gains replayed slot by slot from its
+    start; for N other than 1, 7, 19 also `adjacency` [N, N].
 
     Raises ValueError for a parameter out of range.
     """

@@ -1,4 +1,4 @@
-"""One slot of the beamforming network: draws, actions, fading. State, topology and the order of events within a slot."""
+"""One slot of the beamforming network: state, topology, draws, actions, fading, and the order of events."""
 
 from __future__ import annotations
 
@@ -80,14 +80,12 @@ def draw_topology(key: chex.PRNGKey, params: CBFParams) -> Topology:
     if params.azimuth_rad is not None:
         nominal_rad = jnp.asarray(params.azimuth_rad, ue_xy_m.dtype)
     spread_rad = params.path_spread_deg * jnp.pi / 180.0
-    angle_rad = channels.draw_path_angles(
-        angle_key, nominal_rad, params.num_paths, spread_rad, params.one_sided_angles
-    )
+    angle_rad = channels.draw_path_angles(angle_key, nominal_rad, params.num_paths, spread_rad, params.one_sided_angles)
     return make_topology(path_gain, channels.steering_vectors(angle_rad, params.num_antennas), params)
 
 
 def make_topology(path_gain: jax.Array, steering: jax.Array, params: CBFParams) -> Topology:
-    """Topology out of linear gains [N, N] and unit steering vectors [N, N, L, K], e.g. of a measured or recorded network."""
+    """Topology out of linear gains [N, N] and unit steering vectors [N, N, L, K], e.g. of a recorded network."""
     responses = jnp.sqrt(path_gain * params.max_snr)[..., None, None] * steering
     if params.compress_paths and steering.shape[-1] < steering.shape[-2]:
         responses = channels.equivalent_responses(responses)
@@ -125,8 +123,10 @@ def next_channel(state: CBFState, draws: CBFDraws, params: CBFParams) -> tuple[j
     return fading, channels.combine_paths(fading, state.topology.responses)
 
 
-def estimate_channel(channel: jax.Array, topology: Topology, csi_error: jax.Array | None, params: CBFParams) -> jax.Array:
-    """h + sqrt(csi_error E|h|^2) CN(0, 1): uplink sounding with a mean squared error relative to the mean channel power."""
+def estimate_channel(
+    channel: jax.Array, topology: Topology, csi_error: jax.Array | None, params: CBFParams
+) -> jax.Array:
+    """h + sqrt(csi_error E|h|^2) CN(0, 1): uplink sounding, its squared error relative to the mean channel power."""
     if params.csi_error_db is None:
         return channel
     relative_error = 10.0 ** (params.csi_error_db / 10.0)
@@ -227,9 +227,8 @@ def measure(state: CBFState) -> tuple[jax.Array, jax.Array]:
 
 
 def initial_state(key: chex.PRNGKey, params: CBFParams) -> CBFState:
-    """Topology, stationary fading (or the published start) and one slot of random codebook beams as the past.
-
-    The past of the first slot is made up (beams on the same channel); `warmup_slots` slots of random actions follow.
+    """Topology, stationary fading (or the published start), and random beams on the same channel as a made-up past,
+    which `warm_up` replaces.
     """
     topology_key, fading_key, error_key, action_key = jax.random.split(key, 4)
     topology = draw_topology(topology_key, params)
@@ -242,7 +241,7 @@ def initial_state(key: chex.PRNGKey, params: CBFParams) -> CBFState:
     exact = params.csi_error_db is None
     csi_error = None if exact else channels.complex_normal(error_key, channel.shape)
     estimate = estimate_channel(channel, topology, csi_error, params)
-    direction, power, code_index = decode_index(random_index(action_key, params), params)
+    direction, power, code_index = random_beams(action_key, params)
     links = link_quantities(channel, direction, power)
     state = CBFState(
         jnp.int32(-params.warmup_slots), topology, fading, channel, estimate, channel, estimate,
@@ -256,13 +255,22 @@ def random_index(key: chex.PRNGKey, params: CBFParams) -> jax.Array:
     return jax.random.randint(key, (params.num_agents,), 0, params.num_actions)
 
 
+def random_beams(key: chex.PRNGKey, params: CBFParams) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(direction, power, code) of the start: random codebook actions in the reference face; in the default face random
+    codes with uniform amplitude, so that no cell starts silent (a fixed point of fractional programming)."""
+    index_key, amplitude_key = jax.random.split(key)
+    direction, power, code_index = decode_index(random_index(index_key, params), params)
+    if params.face == "default":
+        power = jax.random.uniform(amplitude_key, power.shape) ** 2
+    return direction, power, code_index
+
+
 def warm_up(key: chex.PRNGKey, state: CBFState, params: CBFParams) -> CBFState:
-    """`warmup_slots` slots of random codebook actions."""
+    """`warmup_slots` slots of random beams."""
 
     def slot(state, slot_key):
         action_key, draw_key = jax.random.split(slot_key)
-        beams = decode_index(random_index(action_key, params), params)
-        return advance(state, *beams, draw(draw_key, state, params), params), None
+        return advance(state, *random_beams(action_key, params), draw(draw_key, state, params), params), None
 
     return jax.lax.scan(slot, state, jax.random.split(key, params.warmup_slots))[0]
 

@@ -23,7 +23,7 @@ def _rotate(a, v, p: int, q: int):
     tiny = jnp.finfo(magnitude.dtype).tiny
     phase = jnp.where(magnitude > 0, a[p][q].conj() / jnp.maximum(magnitude, tiny), 1.0)
     gap = a[q][q] - a[p][p]
-    # Smaller root of t^2 + t gap / |a_pq| - 1 = 0: the rotation by at most 45 degrees, for which the cyclic method converges.
+    # Smaller root of t^2 + t gap / |a_pq| - 1 = 0: a rotation by at most 45 degrees, for which cyclic sweeps converge.
     denominator = jnp.abs(gap) + jnp.sqrt(gap**2 + 4 * magnitude**2)
     t = jnp.where(gap >= 0, 2.0, -2.0) * magnitude / jnp.maximum(denominator, tiny)
     c = jax.lax.rsqrt(1 + t**2)
@@ -89,7 +89,7 @@ def hermitian_to_reals(matrix: jax.Array) -> jax.Array:
 
 
 def reals_to_hermitian(reals: jax.Array) -> jax.Array:
-    """Inverse of `hermitian_to_reals`: [..., K^2] to [..., K, K]. Raises ValueError if the last axis is not a square."""
+    """Inverse of `hermitian_to_reals`: [..., K^2] to [..., K, K]. Raises ValueError unless the axis is a square."""
     size = round(reals.shape[-1] ** 0.5)
     if size**2 != reals.shape[-1]:
         raise ValueError(f"the last axis must hold K^2 reals of a K x K Hermitian matrix, got {reals.shape[-1]}")

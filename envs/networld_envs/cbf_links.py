@@ -1,7 +1,7 @@
 """What beams do to each other in one slot: received powers, rates, the local reward, prices and leakage.
 
-Normalised units throughout: channels are H sqrt(P_max / noise), beams have |w| <= 1, the noise power is 1. Index order is
-[base station i, user j]; the received amplitude is the plain product h_ij^T w_i (no conjugate).
+Normalised units throughout: channels are H sqrt(P_max / noise), beams have |w| <= 1, the noise power is 1. Index order
+is [base station i, user j]; the received amplitude is the plain product h_ij^T w_i (no conjugate).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def interference_without(received: jax.Array) -> jax.Array:
 def local_reward(links: Links, num_neighbours: int) -> jax.Array:
     """r_n = C_n - sum_{k in O_n} [log2(1 + d_k / (IN_k - r_nk)) - C_k], [N] bit/s/Hz.
 
-    O_n are the `num_neighbours` other users that receive most power from base station n. The bracket is what user k would
-    gain if n were silent: >= 0, and exactly 0 for a silent base station.
+    O_n are the `num_neighbours` other users that receive most power from base station n. The bracket is what user k
+    would gain if n were silent: >= 0, and exactly 0 for a silent base station.
     """
     without = interference_without(links.received)
     loss = jnp.log2(1.0 + links.wanted[None, :] / without) - links.rate[None, :]

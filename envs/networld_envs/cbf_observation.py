@@ -123,7 +123,7 @@ def leakage_of(state: CBFState, params: CBFParams) -> jax.Array:
 
 
 def log_leakage(leakage: jax.Array) -> jax.Array:
-    """Q lg(Lambda) Q^H of [N, K, K] as K^2 reals. Rounding may leave eigenvalues below zero by an ulp of the largest."""
+    """Q lg(Lambda) Q^H of [N, K, K] as K^2 reals. Rounding may leave eigenvalues an ulp of the largest below zero."""
     return hermitian_to_reals(matrix_function(leakage, lambda values: lg(jnp.maximum(values, 0.0))))
 
 

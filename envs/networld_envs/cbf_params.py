@@ -33,14 +33,14 @@ class CBFParams:
     p_max_dbm: float = 38.0
     correlation: float = 0.64  # rho of the fading per 20 ms slot; J0(2 pi 10 Hz 20 ms)
     path_spread_deg: float = 3.0
-    csi_error_db: float | None = None  # mean squared error of channel estimates relative to the mean channel power; None = 0
+    csi_error_db: float | None = None  # squared error of channel estimates over mean channel power; None = exact
     path_gain: Any = None  # [N, N] linear power gains of the user's own network; None = drawn
     azimuth_rad: Any = None  # [N, N] nominal departure angles that go with them; None = drawn
     channels: Any = None  # [T, N, N, K] complex channel trace (amplitude gains), T >= episode_steps + warmup_slots + 1
     face: str = Static(pytree_node=False, default="default")  # "default" | "reference"
     episode_steps: int = Static(pytree_node=False, default=1000)
     num_paths: int = Static(pytree_node=False, default=4)
-    num_neighbours: int = Static(pytree_node=False, default=5)  # U: victims in the reward, interferers in the observation
+    num_neighbours: int = Static(pytree_node=False, default=5)  # U: victims in the reward, interferers observed
     price_scope: str = Static(pytree_node=False, default="one_hop")  # "one_hop" | "global": reach of backhaul messages
     slnr_feature: bool = Static(pytree_node=False, default=False)  # adds the max-SLNR direction to local_csi
     topology_seed: int | None = Static(pytree_node=False, default=None)  # None = redrawn at every reset
@@ -133,7 +133,8 @@ def _layout(values: dict, num_cells: int) -> dict:
         layout["bs_xy_m"] = np.full((num_cells, 2), np.nan)  # unknown and not needed: gains are given
         if "adjacency" not in layout:
             raise ValueError(
-                f"a network of {num_cells} cells has no default graph: pass adjacency [{num_cells}, {num_cells}], 1 = one hop"
+                f"a network of {num_cells} cells has no default graph: "
+                f"pass adjacency [{num_cells}, {num_cells}], 1 = one hop"
             )
     layout.setdefault("bs_xy_m", hex_cells(num_cells, inter_site_m) if "bs_xy_m" not in layout else None)
     if "adjacency" not in layout:

@@ -1,15 +1,15 @@
 """Narrowband multi-antenna channels between base stations and users: geometry, path loss, paths, correlated fading.
 
-Axes beyond the common legend: `N` base stations i and users j (user n belongs to base station n), `K` antennas, `L` paths,
-`M` fading coefficients of a link. The channel of a link is a fixed linear map of its M fading coefficients,
+Axes beyond the common legend: `N` base stations i and users j (user n belongs to base station n), `K` antennas, `L`
+paths, `M` fading coefficients of a link. The channel of a link is a fixed linear map of its M fading coefficients,
 
     h_ij(t) = sum_m g_ijm(t) response_ijm,      g(t+1) = rho g(t) + sqrt(1 - rho^2) e,   e ~ CN(0, 1),
 
 with one coefficient per path (M = L), or, where K < L, with K equivalent ones that give h(t) exactly the same law
 (`equivalent_responses`): a quarter fewer normals for the K = 3, L = 4 of this project.
 
-Model: Ge, Liang, Joung, Sun, "Deep Reinforcement Learning for Distributed Dynamic MISO Downlink-Beamforming Coordination",
-IEEE Trans. Commun. 68(10), 2020.
+Model: Ge, Liang, Joung, Sun, "Deep Reinforcement Learning for Distributed Dynamic MISO Downlink-Beamforming
+Coordination", IEEE Trans. Commun. 68(10), 2020.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def path_loss_db(distance_m: jax.Array) -> jax.Array:
 
 
 def draw_path_gain(key: chex.PRNGKey, bs_xy_m: jax.Array, ue_xy_m: jax.Array, shadowing_db: float) -> jax.Array:
-    """Linear power gain [N, N] from base station i to user j: path loss plus log-normal shadowing, independent per pair.
+    """Linear power gain [N, N] from base station i to user j: path loss and independent log-normal shadowing.
 
     `shadowing_db` is the standard deviation in dB.
     """
@@ -73,7 +73,7 @@ def draw_path_angles(
 
 
 def steering_vectors(angle_rad: jax.Array, num_antennas: int) -> jax.Array:
-    """exp(j pi k cos(angle)) / sqrt(K), k = 0..K-1: unit responses [..., K] of a half-wavelength linear array along x."""
+    """exp(j pi k cos(angle)) / sqrt(K), k = 0..K-1: unit responses [..., K] of a half-wavelength array along x."""
     antenna = jnp.arange(num_antennas, dtype=angle_rad.dtype)
     phase_rad = jnp.pi * jnp.cos(angle_rad)[..., None] * antenna.reshape((1,) * angle_rad.ndim + (-1,))
     return jax.lax.complex(jnp.cos(phase_rad), jnp.sin(phase_rad)) / jnp.sqrt(float(num_antennas))

@@ -1,7 +1,7 @@
 """Beam solvers: fractional programming (= WMMSE) steps, closed-form directions, discrete searches.
 
-Normalised units (noise 1, |w| <= 1), index order [base station i, user j], amplitudes h_ij^T w_i. Everything follows the
-dtype of its inputs: in float32 deep nulls need more than 24 bits and cost 0.03-0.08 bit/s/Hz, so expert data is made
+Normalised units (noise 1, |w| <= 1), index order [base station i, user j], amplitudes h_ij^T w_i. Everything follows
+the dtype of its inputs: in float32 deep nulls need more than 24 bits and cost 0.03-0.08 bit/s/Hz, so expert data is made
 under `jax.enable_x64`.
 
 One fractional programming step (Shen, Yu, IEEE TSP 66(10), 2018; the same update as WMMSE): with S_n = h_nn^T w_n,
@@ -95,11 +95,8 @@ def statistical_step(own_moment: jax.Array, own_target: jax.Array, moment: jax.A
     Args: own_moment [N, K, K] of the own link; own_target [N, K] (own_moment w, or h^* (h^T w) with the channel known);
     moment [N, N, K, K] with R_ij = E[h_ij^* h_ij^T]; beam [N, K].
     """
-    power = [
-        jnp.sum(
-            (beam.conj()[:, None, :, None] * moment * beam[:, None, None, :]).real, axis=(-2, -1)
-        )
-    ][0]
+    spread = jnp.sum(moment * beam[:, None, None, :], axis=-1)  # R_ij w_i, [N, N, K]
+    power = jnp.sum((beam.conj()[:, None, :] * spread).real, axis=-1)
     interference = 1.0 + jnp.sum(off_diagonal(power), axis=0)
     wanted = jnp.sum((beam.conj() * own_target).real, axis=-1)
     price = interference_price(wanted, interference)
@@ -150,14 +147,12 @@ def local_fp_beam(
 
 def action_gains(channel: jax.Array, directions: jax.Array, powers: jax.Array) -> jax.Array:
     """Received power [N, actions, N] at user k if base station n takes a discrete action; directions [actions, K]."""
-    amplitude = sum(
-        channel[:, None, :, k] * directions[None, :, None, k] for k in range(directions.shape[-1])
-    )
+    amplitude = sum(channel[:, None, :, k] * directions[None, :, None, k] for k in range(directions.shape[-1]))
     return powers[None, :, None] * squared_magnitude(amplitude)
 
 
 def coordinate_ascent(gains: jax.Array, index: jax.Array, num_sweeps: int) -> jax.Array:
-    """Cells in turn take the action with the largest sum rate, all others fixed: [N] from [N, actions, N], start [N]."""
+    """Cells in turn take the action of the largest sum rate, all others fixed: [N] from gains [N, actions, N]."""
     num_agents = gains.shape[0]
     agents = jnp.arange(num_agents)
 
