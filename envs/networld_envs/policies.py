@@ -60,7 +60,11 @@ def mixture(
             action = jnp.where(coin, perturb_fn(noise_key, action), action)
         return action, MixtureCarry(tuple(c for _, c in results), choice, carry.t + 1)
 
-    return Policy(init, act, information="global")
+    def observe_reward(carry, reward):
+        members_carry = tuple(m.observe_reward(c, reward) for m, c in zip(members, carry.members, strict=True))
+        return carry.replace(members=members_carry)
+
+    return Policy(init, act, observe_reward, information="global")
 
 
 @struct.dataclass
@@ -92,5 +96,10 @@ def disturbed(policy: Policy, random_policy: Policy, period_steps: int = 50, max
         return action, DisturbedCarry(inner, carry.t + 1, num_random, is_random)
 
     return Policy(
-        init, act, information=policy.information, is_demonstration=lambda carry: jnp.logical_not(carry.is_random)
+        init,
+        act,
+        observe_reward=lambda carry, reward: carry.replace(inner=policy.observe_reward(carry.inner, reward)),
+        information=policy.information,
+        message_bytes=policy.message_bytes,
+        is_demonstration=lambda carry: jnp.logical_not(carry.is_random),
     )
