@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def dataset_dir(workdir: Path, task: str, tier: str) -> Path:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Collects every configured task."""
-    envs = {task: settings.environment(config, task) for task in config.collect.tasks}
+    envs = {task: settings.environment(config, task) for task in config.collect.tasks or config.tasks}
     policies = {task: settings.tier_policy(task, env, config.collect.tier) for task, env in envs.items()}
     for task, env in envs.items():
         collect_task(config, workdir, task, env, policies[task])
@@ -94,9 +95,17 @@ def collect_task(
 
 
 def describe(params: Any) -> dict[str, Any]:
-    """Environment parameters as JSON (arrays as lists)."""
-    fields = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
-    return {k: np.asarray(v).tolist() if hasattr(v, "shape") else _plain(v) for k, v in fields.items()}
+    """Environment parameters as JSON; long or complex arrays by shape and checksum."""
+
+    def plain(value: Any) -> Any:
+        if not hasattr(value, "shape"):
+            return _plain(value)
+        array = np.asarray(value)
+        if array.size <= 64 and not np.iscomplexobj(array):
+            return array.tolist()
+        return {"shape": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
+
+    return {f.name: plain(getattr(params, f.name)) for f in dataclasses.fields(params)}
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -46,6 +46,7 @@ def main(run: Stage, publish: Stage | None = None) -> None:
     publish_flag = flags.DEFINE_bool("publish", False, "Copy the results into results/ and docs/.") if publish else None
 
     def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.<field>=<value>")
         try:

@@ -47,7 +47,7 @@ def mixture(
         choice_key, noise_key, coin_key, members_key = jax.random.split(key, 4)
         num_agents = obs.shape[0]
         redraw = carry.t % segment_steps == 0
-        choice = jnp.where(redraw, jax.random.randint(choice_key, (num_agents,), 0, len(members)), carry.choice)
+        choice = jnp.where(redraw, jax.random.randint(choice_key, (num_agents,), 0, len(members), jnp.int32), carry.choice)
         keys = jax.random.split(members_key, len(members))
         results = [
             member.act(k, params, c, obs, adjacency, env_state)
@@ -87,7 +87,7 @@ def disturbed(policy: Policy, random_policy: Policy, period_steps: int = 50, max
     def act(key, params, carry, obs, adjacency, env_state):
         count_key, random_key, inner_key = jax.random.split(key, 3)
         phase = carry.t % period_steps
-        drawn = jax.random.randint(count_key, (), 1, max_random_steps + 1)
+        drawn = jax.random.randint(count_key, (), 1, max_random_steps + 1, jnp.int32)
         num_random = jnp.where(phase == 0, drawn, carry.num_random)
         is_random = phase < num_random
         wanted, inner = policy.act(inner_key, params, carry.inner, obs, adjacency, env_state)

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         c.environment[task] = ConfigDict()
 
     c.collect = ConfigDict()
-    c.collect.tasks = c.tasks  # which tasks to collect
+    c.collect.tasks = ()  # which tasks to collect; empty = all of `tasks`
     c.collect.tier = "mixed"  # one of the tiers of networld_envs.experts
     c.collect.num_trajectories = ConfigDict({"cbf": 48, "rb": 96, "ns": 24})
     c.collect.num_steps = ConfigDict({"cbf": 100, "rb": 200, "ns": 100})  # environment steps per trajectory
