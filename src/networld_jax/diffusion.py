@@ -31,9 +31,7 @@ def predict_noise(x: jax.Array, k: jax.Array, x0: jax.Array, schedule: NoiseSche
     return (x - _at(schedule.signal, k, x) * x0) / _at(schedule.sigma, k, x)
 
 
-def posterior(
-    x0: jax.Array, x: jax.Array, k: jax.Array, schedule: NoiseSchedule
-) -> tuple[jax.Array, jax.Array]:
+def posterior(x0: jax.Array, x: jax.Array, k: jax.Array, schedule: NoiseSchedule) -> tuple[jax.Array, jax.Array]:
     """Mean and log variance of q(x_{k-1} | x_k = x, x0) (Ho et al. 2020, eqs. 6 and 7).
 
     Returns:
