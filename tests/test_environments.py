@@ -137,9 +137,9 @@ def test_agents_act_and_matter(case):
     assert np.std(np.asarray(case.steps.obs)[mask], axis=0).max() > 0
     lowest = jnp.broadcast_to(jnp.array(case.env.spec.action_low), case.actions.shape[2:])
     state, _ = case.again(0, 1, lowest)
-    assert not np.array_equal(
-        case.env.observe(state, case.params), case.steps.obs[0, 1]
-    ), "the action changes nothing that anybody observes"
+    assert not np.array_equal(case.env.observe(state, case.params), case.steps.obs[0, 1]), (
+        "the action changes nothing that anybody observes"
+    )
 
 
 def test_observe_is_what_reset_and_step_return(case):

@@ -184,7 +184,9 @@ def test_first_bits_against_sets(num_words):
 def test_most_urgent_packets_leave_first():
     """Slack 1 of both classes: the urgent one first; then by slack, older first."""
     params = RBParams()
-    queue = jnp.zeros((1, 2, 12), jnp.int32).at[0, 0, 3].set(1).at[0, 1, 11].set(2).at[0, 0, 0].set(3).at[0, 1, 8].set(1)
+    queue = (
+        jnp.zeros((1, 2, 12), jnp.int32).at[0, 0, 3].set(1).at[0, 1, 11].set(2).at[0, 0, 0].set(3).at[0, 1, 8].set(1)
+    )
     order = [(0, 3), (1, 11), (1, 11), (0, 0), (0, 0), (0, 0), (1, 8)]  # (class, age); slack 4: urgent before data
     for count in range(8):
         left, served = rb_traffic.serve(queue, jnp.array([count]), params)

@@ -73,10 +73,16 @@ def _information(params: RBParams) -> tuple[Information, ...]:
     local = tuple(n for n in names if n not in two_hop + last_frame)
     blocks = [
         Information(local, "own", 0, 0, "own buffer"),
-        Information(tuple(n for n in names if n in last_frame), "own", 1, 0, "outcome of the last frame on the own link"),
+        Information(
+            tuple(n for n in names if n in last_frame), "own", 1, 0, "outcome of the last frame on the own link"
+        ),
         # The reservation relays every request (one byte) over two hops and pays for it in mini-slots.
         Information(
-            tuple(n for n in names if n in two_hop), "two_hop", 1, params.max_agents - 1, "requests relayed by the reservation"
+            tuple(n for n in names if n in two_hop),
+            "two_hop",
+            1,
+            params.max_agents - 1,
+            "requests relayed by the reservation",
         ),
     ]
     return tuple(blocks)

@@ -17,7 +17,9 @@ class RBParams:
     """
 
     max_agents: int = struct.field(pytree_node=False, default=9)  # N, alive or not
-    alive_choices: tuple[int, ...] = struct.field(pytree_node=False, default=(8, 9))  # nodes of an episode, drawn uniformly
+    alive_choices: tuple[int, ...] = struct.field(
+        pytree_node=False, default=(8, 9)
+    )  # nodes of an episode, drawn uniformly
     num_clusters: int = struct.field(pytree_node=False, default=3)  # node i is in cluster i % num_clusters
     num_slots: int = struct.field(pytree_node=False, default=10)  # T
     num_channels: int = struct.field(pytree_node=False, default=4)  # F
@@ -30,7 +32,9 @@ class RBParams:
     rate2_margin_db: float | None = struct.field(pytree_node=False, default=None)  # None = every link is single-rate
     deadlines_frames: tuple[int, int] = struct.field(pytree_node=False, default=(4, 12))  # D_c of (urgent, data)
     buffers_packets: tuple[int, int] = struct.field(pytree_node=False, default=(9, 24))
-    max_arrivals: int = struct.field(pytree_node=False, default=9)  # a class generates at most this many packets a frame
+    max_arrivals: int = struct.field(
+        pytree_node=False, default=9
+    )  # a class generates at most this many packets a frame
     history_frames: int = struct.field(pytree_node=False, default=3)  # generation history in the observation
     observation_request: bool = struct.field(pytree_node=False, default=False)  # adds the own last request
     observation_requests: bool = struct.field(pytree_node=False, default=False)  # adds the sum heard over two hops
@@ -152,4 +156,6 @@ def check_params(p: RBParams) -> None:
         _require(getattr(p, name) >= 0.0, f"{name} must not be negative, got {getattr(p, name)!r}")
     reach = p.cluster_spacing + 0.2 * p.cluster_radius
     _require(reach <= 1.0, f"cluster_spacing + 0.2 cluster_radius must be <= 1 (heads in range), got {reach:.3g}")
-    _require(p.cluster_radius <= 1.0 / 1.1, f"cluster_radius must be <= 0.909 (members reach heads), got {p.cluster_radius}")
+    _require(
+        p.cluster_radius <= 1.0 / 1.1, f"cluster_radius must be <= 0.909 (members reach heads), got {p.cluster_radius}"
+    )

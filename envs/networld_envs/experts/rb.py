@@ -14,7 +14,9 @@ from networld_envs.rb_params import RBParams
 from networld_envs.rb_traffic import arrival_rate_per_class
 from networld_envs.types import Policy
 
-MF_FACTOR = 1.15  # how far above the pool the mean-field rule lets a neighbourhood ask: reuse beyond two hops, unused need
+MF_FACTOR = (
+    1.15  # how far above the pool the mean-field rule lets a neighbourhood ask: reuse beyond two hops, unused need
+)
 SEGMENT_FRAMES = 25  # the mixed tier redraws each agent's policy this often
 PERTURB_PROBABILITY = 0.2
 
@@ -207,5 +209,3 @@ def tiers(params: RBParams) -> dict[str, Policy]:
         "mixed": mixture(members, SEGMENT_FRAMES, shift_requests(params), PERTURB_PROBABILITY),
         "noisy_expert": disturbed(named["expert"], named["random"]),
     }
-
-

@@ -150,9 +150,7 @@ def plan(state: RBState, utility: jax.Array, params: RBParams) -> jax.Array:
     network = state.network
     backlog = jnp.sum(state.queue, axis=(1, 2))
     need = needs(backlog, network.link_rate, params)
-    problem = Problem(
-        utility, need, backlog, network.alive, network.two_hop, network.receiver, network.alive, state.t
-    )
+    problem = Problem(utility, need, backlog, network.alive, network.two_hop, network.receiver, network.alive, state.t)
     return ascend(problem, water_filling(need, network.two_hop, params), params)
 
 
