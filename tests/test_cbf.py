@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from networld_envs import cbf_dynamics, cbf_links, cbf_observation, channel, make
-from networld_envs.cbf_hermitian import hermitian_eigen, hermitian_to_reals, recompose, reals_to_hermitian
+from networld_envs.cbf_hermitian import hermitian_eigen, hermitian_to_reals, reals_to_hermitian, recompose
 from tests.reference.cbf_loop import LoopNetwork, LoopParams, LoopReference
 
 NUM_SLOTS = 4
@@ -162,8 +162,8 @@ def test_common_phase_of_a_beam_changes_nothing(seven):
     assert np.any(np.abs(action - turned) > 1)
 
 
-def test_jit_equals_eager_and_vmap_equals_loop(seven):
-    env, reset, step = seven
+def test_vmap_equals_loop(seven):
+    env, _, step = seven
     params = env.default_params
     keys = jax.random.split(jax.random.key(7), 2)
     states, obs = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))(keys, params)
@@ -261,7 +261,7 @@ def test_decoded_observation_returns_the_physical_quantities():
     np.testing.assert_allclose(view.channel, own, rtol=1e-3, atol=1e-3 * float(jnp.abs(own).max()))
 
 
-# --- user's own networks -----------------------------------------------------------------------------------------------
+# --- user's own networks ---------------------------------------------------------------------------------------------
 
 
 def test_supplied_gains_and_traces():
@@ -305,7 +305,7 @@ def test_errors_name_the_mistake(overrides, message):
         make("cbf", **overrides)
 
 
-# --- small Hermitian matrices ------------------------------------------------------------------------------------------
+# --- small Hermitian matrices ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("x64", [False, True])

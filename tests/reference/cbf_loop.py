@@ -1,7 +1,8 @@
 """The beamforming task written agent by agent in NumPy float64, in physical units (mW, linear gains).
 
-Independent of the JAX code: other units, other linear algebra (LAPACK), loops where that has arrays. It has the structure
-of the published simulator (objects per link, sorted lists per agent), so it is also the baseline of speed comparisons.
+Independent of the JAX code: other units, other linear algebra (LAPACK), loops where that has arrays. It has the
+structure of the published simulator (one entry per link, sorted lists per agent), so it is also the baseline of speed
+comparisons.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Beam solvers: fractional programming (= WMMSE) steps, closed-form directions, discrete searches.
 
 Normalised units (noise 1, |w| <= 1), index order [base station i, user j], amplitudes h_ij^T w_i. Everything follows
-the dtype of its inputs: in float32 deep nulls need more than 24 bits and cost 0.03-0.08 bit/s/Hz, so expert data is made
-under `jax.enable_x64`.
+the dtype of its inputs: in float32 deep nulls need more than 24 bits and cost 0.03-0.08 bit/s/Hz, so expert data is
+made under `jax.enable_x64`.
 
 One fractional programming step (Shen, Yu, IEEE TSP 66(10), 2018; the same update as WMMSE): with S_n = h_nn^T w_n,
 d = |S|^2, prices a_k = d_k / (IN_k (IN_k + d_k)),

@@ -1,8 +1,8 @@
 """Policies of the beamforming task: rules an agent could run, experts that no agent could, tiers for the data sets.
 
-Rules with `information="own"` act on the observation alone (the backhaul messages in it are declared in the TaskSpec), so
-they know exactly what a learned policy knows. Those with `information="global"` read the channels of the whole network
-out of the state; they bracket the learned policies and make the data.
+Rules with `information="own"` act on the observation alone (the backhaul messages in it are declared in the TaskSpec),
+so they know exactly what a learned policy knows. Those with `information="global"` read the channels of the whole
+network out of the state; they bracket the learned policies and make the data.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _greedy(params: CBFParams) -> Policy:
     return stateless(act, information="global" if params.face == "reference" else "own")
 
 
-# --- with more than an agent can know ----------------------------------------------------------------------------------
+# --- with more than an agent can know --------------------------------------------------------------------------------
 
 
 def warm_fp(params: CBFParams, num_iterations: int, floor: bool = True) -> Policy:
@@ -201,7 +201,7 @@ def _coordinate_ascent(params: CBFParams, num_sweeps: int = 3) -> Policy:
     return stateless(act, information="global")
 
 
-# --- encoding ----------------------------------------------------------------------------------------------------------
+# --- encoding --------------------------------------------------------------------------------------------------------
 
 
 def to_action(beam: jax.Array, params: CBFParams) -> jax.Array:
