@@ -54,26 +54,28 @@ class NSParams:
     window_slots: int = _static(200)
     cell_radius_m: float = _static(40.0)
     rules: SlotRules = _static(SlotRules(discard_expired=True))
+    traffic_load: tuple[float, float, float] = _static((16.0, 4.0, 16.0))  # divides the gaps between packets, per slice
     urllc_size: str = _static("small")  # or "large"
     observation: str = _static("full")  # 15 numbers, or "demand": the 6 arrival counts
     carries_queues: bool = _static(True)  # False: queues are wiped at window starts, what waits counts as missed
     has_interference: bool = _static(True)
     is_instant: bool = _static(False)  # True: an allocation serves the window of its own step, without a change limit
     interference_slots: int = _static(20)  # the load of the last 10 ms sets the interference of the next 10 ms
-    hotspots_per_slice: int = _static(3)
+    hotspots_per_slice: int = _static(4)
     episode_steps: int | jax.Array = 1000
     bandwidth_hz: float | jax.Array = 10e6  # W
-    max_change_hz: float | jax.Array = 1e6  # per slice and window
-    mimo_factor: float | jax.Array = 64.0  # M, multiplies log10(1 + SINR)
+    max_change_hz: float | jax.Array = 0.6e6  # per slice and window
+    mimo_factor: float | jax.Array = 48.0  # M, multiplies log10(1 + SINR)
     tx_power_dbw: float | jax.Array = 16.0
     antenna_gain_db: float | jax.Array = 20.0
     noise_dbw_hz: float | jax.Array = -204.0
     shadow_std_db: float | jax.Array = 8.0
     mobility_step_s: float | jax.Array = 1.0  # time that users move for between two windows
     speed_mps: tuple[float, float, float] = _static((1.0, 4.0, 8.0))  # roaming users, per slice
-    hotspot_speed_mps: float | jax.Array = 8.0
-    hotspot_fraction: float | jax.Array = 0.65  # of the sessions
-    hotspot_std_m: float = _static(25.0)
+    hotspot_speed_mps: float | jax.Array = 1.5
+    hotspot_dwell_windows: float | jax.Array = 2.0  # mean stay of a hot-spot in a cell
+    hotspot_fraction: float | jax.Array = 0.95  # of the sessions
+    hotspot_std_m: float | jax.Array = 10.0
     session_end_probability: float | jax.Array = 0.02  # per window
     mix_concentration: float | jax.Array = 2.0  # slice mix of an episode ~ Dirichlet(c, c, c)
     mix_return: float | jax.Array = 0.05  # pull of the drifting log mix to the episode's mean, per window
@@ -92,11 +94,6 @@ class NSParams:
     @property
     def region_radius_m(self) -> float:
         return mobility.region_radius_m(self.num_cells, self.cell_radius_m)
-
-    @property
-    def hotspot_range_m(self) -> float:
-        """Radius of the disc that the hot-spots' centres stay in."""
-        return max(self.region_radius_m - self.hotspot_std_m, self.region_radius_m / 2)
 
     @property
     def num_words(self) -> int:
@@ -144,10 +141,10 @@ def draw(key: chex.PRNGKey, state: NSState, params: NSParams) -> NSDraws:
     """Randomness for `transition`."""
     shadow_key, packet_key, session_key, mix_key = jax.random.split(key, 4)
     dtype = state.ssr.dtype
-    num_packets = traffic.max_packets_per_window(params.window_slots)
+    num_packets = traffic.max_packets_per_window(params.window_slots, params.traffic_load)
     gap_u, size_u = jax.random.uniform(packet_key, (2, num_packets, params.num_users), dtype)
     shadow = jax.random.normal(shadow_key, (params.window_slots, params.num_words, WORD), dtype)
-    sessions = mobility.draw_sessions(session_key, params.num_users, dtype)
+    sessions = mobility.draw_sessions(session_key, params)
     return NSDraws(shadow * params.shadow_std_db, gap_u, size_u, sessions, jax.random.normal(mix_key, (3,), dtype))
 
 
@@ -245,7 +242,8 @@ def _advance_users(state: NSState, draws: NSDraws, params: NSParams) -> tuple[Us
         row = (state.trace_start + state.t) % params.traces.position_m.shape[0]
         position = lax.dynamic_index_in_dim(params.traces.position_m, row, keepdims=False)
         return state.users.replace(position_m=position), state.hotspots, state.log_mix
-    users, hotspots = mobility.move(state.users, state.hotspots, params)
+    hotspots = mobility.move_hotspots(state.hotspots, draws.sessions.hotspot_uniform, params)
+    users = mobility.move_users(state.users, hotspots, params)
     log_mix = state.log_mix + params.mix_return * (state.mean_log_mix - state.log_mix)
     log_mix = log_mix + params.mix_drift * draws.mix_normal
     idle = state.queue.ages == 0
@@ -267,7 +265,7 @@ def transition(
     snr_rb, inr_rb = _radio(users, cell, user_id, params)
 
     slice_of = jnp.broadcast_to(users.slice_index[None, :], draws.gap_uniform.shape)
-    period = traffic.gap_slots(slice_of, draws.gap_uniform)
+    period = traffic.gap_slots(slice_of, draws.gap_uniform, params.traffic_load)
     size_bits = traffic.packet_bits(slice_of, draws.size_uniform, params.urllc_size)
     arrivals, timer = traffic.window_arrivals(users.timer_slots, period, size_bits, params.window_slots)
 
@@ -353,7 +351,7 @@ def reset(key: chex.PRNGKey, params: NSParams) -> tuple[NSState, jax.Array]:
     mix = jax.random.dirichlet(mix_key, jnp.full(3, params.mix_concentration, dtype))
     log_mix = jnp.log(jnp.maximum(mix, 1e-3))
     hotspots = mobility.new_hotspots(hotspot_key, params)
-    users = mobility.new_sessions(mobility.draw_sessions(session_key, params.num_users), mix, hotspots, params)
+    users = mobility.new_sessions(mobility.draw_sessions(session_key, params), mix, hotspots, params)
     trace_start = jnp.int32(0)
     if params.traces is not None:
         trace_start = jax.random.randint(trace_key, (), 0, params.traces.position_m.shape[0])
@@ -361,7 +359,7 @@ def reset(key: chex.PRNGKey, params: NSParams) -> tuple[NSState, jax.Array]:
             position_m=params.traces.position_m[trace_start].astype(dtype), slice_index=params.traces.slice_index
         )
         zeros = jnp.zeros(params.num_users, dtype)
-        users = users.replace(timer_slots=traffic.gap_slots(users.slice_index, zeros) - 1)
+        users = users.replace(timer_slots=traffic.gap_slots(users.slice_index, zeros, params.traffic_load) - 1)
     zeros = jnp.zeros((params.num_cells, NUM_SLICES), dtype)
     state = NSState(
         users=users,
@@ -435,7 +433,7 @@ def make_spec(params: NSParams) -> TaskSpec:
 
 _PUBLISHED = dict(
     rules=SlotRules(), carries_queues=False, has_interference=False, is_instant=True, hotspots_per_slice=0,
-    session_end_probability=0.0, mimo_factor=16.0,
+    session_end_probability=0.0, mimo_factor=16.0, traffic_load=(1.0, 1.0, 1.0),
 )  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

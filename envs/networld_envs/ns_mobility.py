@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from networld_envs import ns_traffic as traffic
+from networld_envs.topology import hex_adjacency
 from networld_envs.units import db_to_linear
 
 
@@ -33,10 +34,11 @@ class Users:
 
 @struct.dataclass
 class Hotspots:
-    """Moving crowds; hot-spot i belongs to slice i mod 3."""
+    """Crowds that stay in a cell for a while, then travel in a straight line to an adjacent one; i mod 3 is the slice of i."""
 
     centre_m: jax.Array  # [3 P, 2]
-    direction: jax.Array  # [3 P, 2] unit vector
+    target_m: jax.Array  # [3 P, 2] where the crowd goes next
+    dwell_windows: jax.Array  # [3 P] int32 windows until it leaves; 0 = on the way
 
 
 @struct.dataclass
@@ -45,6 +47,7 @@ class SessionDraws:
 
     uniform: jax.Array  # [7, U] end of the old one, slice, hot-spot or not, which one, radius, angle, first packet
     normal: jax.Array  # [4, U] direction, offset
+    hotspot_uniform: jax.Array  # [4, 3 P] next cell, place in it, stay
 
 
 @struct.dataclass
@@ -55,11 +58,13 @@ class UserTraces:
     slice_index: jax.Array  # [U] int32 slice of each user
 
 
-def draw_sessions(key: chex.PRNGKey, num_users: int, dtype=jnp.float32) -> SessionDraws:
-    """Randomness for `new_sessions`."""
-    uniform_key, normal_key = jax.random.split(key)
+def draw_sessions(key: chex.PRNGKey, params: Any) -> SessionDraws:
+    """Randomness of a window."""
+    uniform_key, normal_key, hotspot_key = jax.random.split(key, 3)
     return SessionDraws(
-        jax.random.uniform(uniform_key, (7, num_users), dtype), jax.random.normal(normal_key, (4, num_users), dtype)
+        jax.random.uniform(uniform_key, (7, params.num_users)),
+        jax.random.normal(normal_key, (4, params.num_users)),
+        jax.random.uniform(hotspot_key, (4, 3 * params.hotspots_per_slice)),
     )
 
 
@@ -83,14 +88,50 @@ def reflect(position_m: jax.Array, direction: jax.Array, radius_m: float) -> tup
     return jnp.where(outside, folded, position_m), jnp.where(outside & leaving, mirrored, direction)
 
 
+def _near_cell(cell: jax.Array, uniform: jax.Array, params: Any) -> jax.Array:
+    """[3 P, 2] a point within a third of the cell radius around BS `cell`; uniform [2, 3 P]."""
+    radius = params.cell_radius_m / 3 * jnp.sqrt(uniform[0])
+    offset = jnp.stack([jnp.cos(2 * jnp.pi * uniform[1]), jnp.sin(2 * jnp.pi * uniform[1])], axis=-1)
+    return jnp.asarray(params.centres_m, radius.dtype)[cell] + radius[:, None] * offset
+
+
+def _dwell(uniform: jax.Array, params: Any) -> jax.Array:
+    """Uniform over about half to three halves of the mean dwell time, at least 1 window."""
+    return jnp.maximum(jnp.round(params.hotspot_dwell_windows * (0.5 + uniform)), 1).astype(jnp.int32)
+
+
+def _next_target(centre_m: jax.Array, uniform: jax.Array, params: Any) -> jax.Array:
+    """[3 P, 2] a place in a cell adjacent to the one around `centre_m`, each equally likely; uniform [3, 3 P]."""
+    adjacency = jnp.asarray(hex_adjacency(params.centres_m, params.inter_site_m))
+    ways = jnp.cumsum(adjacency[nearest_cell(centre_m, params)], axis=-1)
+    chosen = (uniform[0] * ways[:, -1])[:, None] >= ways
+    cell = jnp.minimum(chosen.sum(axis=-1), params.num_cells - 1)
+    return _near_cell(cell, uniform[1:], params)
+
+
 def new_hotspots(key: chex.PRNGKey, params: Any) -> Hotspots:
-    """Centres uniform in the disc, directions uniform."""
-    radius_key, angle_key, direction_key = jax.random.split(key, 3)
-    count = 3 * params.hotspots_per_slice
-    radius = params.hotspot_range_m * jnp.sqrt(jax.random.uniform(radius_key, (count,)))
-    angle = 2 * jnp.pi * jax.random.uniform(angle_key, (count,))
-    centre = radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-    return Hotspots(centre, _unit(jax.random.normal(direction_key, (count, 2))))
+    """Each in a cell drawn uniformly, somewhere in its stay."""
+    uniform = jax.random.uniform(key, (8, 3 * params.hotspots_per_slice))
+    cell = jnp.minimum((uniform[0] * params.num_cells).astype(jnp.int32), params.num_cells - 1)
+    centre = _near_cell(cell, uniform[1:3], params)
+    dwell = jnp.ceil(_dwell(uniform[3], params) * uniform[7]).astype(jnp.int32)
+    return Hotspots(centre, _next_target(centre, uniform[4:7], params), dwell)
+
+
+def move_hotspots(hotspots: Hotspots, uniform: jax.Array, params: Any) -> Hotspots:
+    """One window: stay, or one step towards the target; who arrives stays and knows where to go next. uniform [4, 3 P]."""
+    leaves = hotspots.dwell_windows <= 0
+    way = hotspots.target_m - hotspots.centre_m
+    distance = jnp.linalg.norm(way, axis=-1)
+    step = params.hotspot_speed_mps * params.mobility_step_s
+    arrives = leaves & (distance <= step)
+    moved = hotspots.centre_m + way * (jnp.minimum(step, distance) / jnp.maximum(distance, 1e-6))[:, None]
+    centre = jnp.where(leaves[:, None], moved, hotspots.centre_m)
+    return Hotspots(
+        centre_m=centre,
+        target_m=jnp.where(arrives[:, None], _next_target(centre, uniform[:3], params), hotspots.target_m),
+        dwell_windows=jnp.where(arrives, _dwell(uniform[3], params), jnp.maximum(hotspots.dwell_windows - 1, 0)),
+    )
 
 
 def new_sessions(draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, params: Any) -> Users:
@@ -108,7 +149,7 @@ def new_sessions(draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, params
         hotspot = jnp.where(crowd_u < params.hotspot_fraction, 3 * choice + slice_index, -1)
         crowd, _ = reflect(hotspots.centre_m[hotspot] + offset, direction, params.region_radius_m)
         position = jnp.where((hotspot >= 0)[:, None], crowd, roaming)
-    timer = traffic.gap_slots(slice_index, packet_u) - 1
+    timer = traffic.gap_slots(slice_index, packet_u, params.traffic_load) - 1
     return Users(position, direction, slice_index, hotspot, offset, timer)
 
 
@@ -119,10 +160,8 @@ def renew_sessions(users: Users, draws: SessionDraws, mix: jax.Array, hotspots: 
     return jax.tree.map(lambda new, old: jnp.where(ends.reshape(-1, *[1] * (old.ndim - 1)), new, old), fresh, users)
 
 
-def move(users: Users, hotspots: Hotspots, params: Any) -> tuple[Users, Hotspots]:
-    """One window of movement: straight lines, specular reflection at the edge of the region."""
-    centre = hotspots.centre_m + (params.hotspot_speed_mps * params.mobility_step_s) * hotspots.direction
-    hotspots = Hotspots(*reflect(centre, hotspots.direction, params.hotspot_range_m))
+def move_users(users: Users, hotspots: Hotspots, params: Any) -> Users:
+    """One window: roaming users on straight lines with specular reflection at the edge, the others with their hot-spot."""
     step = (jnp.asarray(params.speed_mps, users.position_m.dtype) * params.mobility_step_s)[users.slice_index]
     position, direction = reflect(
         users.position_m + step[:, None] * users.direction, users.direction, params.region_radius_m
@@ -132,7 +171,7 @@ def move(users: Users, hotspots: Hotspots, params: Any) -> tuple[Users, Hotspots
         crowd, _ = reflect(hotspots.centre_m[users.hotspot] + users.offset_m, direction, params.region_radius_m)
         position = jnp.where(in_crowd, crowd, position)
         direction = jnp.where(in_crowd, users.direction, direction)
-    return users.replace(position_m=position, direction=direction), hotspots
+    return users.replace(position_m=position, direction=direction)
 
 
 def snr_per_rb(position_m: jax.Array, params: Any) -> jax.Array:

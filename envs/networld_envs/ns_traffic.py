@@ -34,8 +34,10 @@ def _lomax(uniform: jax.Array) -> jax.Array:
     return jnp.expm1(jnp.log1p(-uniform) * (-1 / _LOMAX_SHAPE))
 
 
-def gap_slots(slice_index: jax.Array, uniform: jax.Array) -> jax.Array:
+def gap_slots(slice_index: jax.Array, uniform: jax.Array, traffic_load: tuple[float, ...] = (1, 1, 1)) -> jax.Array:
     """Slots (int32, at least 1) until a user's next packet; slice_index and uniform in [0, 1) of one shape.
+
+    `traffic_load` divides the gaps of each slice.
 
     Computed in slots, not seconds, so that the cap of 12.5 ms is 25 slots in any precision.
     """
@@ -43,6 +45,7 @@ def gap_slots(slice_index: jax.Array, uniform: jax.Array) -> jax.Array:
     volte = uniform * (0.160 * SLOTS_PER_S)
     video = jnp.minimum(0.006 * SLOTS_PER_S * _lomax(uniform), 0.0125 * SLOTS_PER_S)
     urllc = -0.180 * SLOTS_PER_S * jnp.log1p(-uniform)
+    volte, video, urllc = (gap / load for gap, load in zip((volte, video, urllc), traffic_load, strict=True))
     gap = jnp.where(slice_index == VOLTE, volte, jnp.where(slice_index == VIDEO, video, urllc))
     return jnp.maximum(jnp.ceil(gap), 1).astype(jnp.int32)
 
@@ -57,13 +60,14 @@ def packet_bits(slice_index: jax.Array, uniform: jax.Array, urllc_size: str) -> 
     return jnp.where(slice_index == VOLTE, 320.0, jnp.where(slice_index == VIDEO, video, urllc))
 
 
-def max_packets_per_window(num_slots: int) -> int:
-    """Packets to draw per user and window: the mean of the busiest service plus 11 standard deviations (sd^2 < mean / 2).
+def max_packets_per_window(num_slots: int, traffic_load: tuple[float, ...] = (1, 1, 1)) -> int:
+    """Packets to draw per user and window: the mean of the busiest service plus 7 standard deviations (sd^2 < mean / 2).
 
     A user who would need more sends the next one at the start of the following window.
     """
-    mean = num_slots * RATE_PACKETS_PER_S[VIDEO] / SLOTS_PER_S
-    return min(math.ceil(mean + 11 * math.sqrt(mean / 2)) + 2, num_slots)
+    busiest = max(load * rate for load, rate in zip(traffic_load, RATE_PACKETS_PER_S, strict=True))
+    mean = num_slots * busiest / SLOTS_PER_S
+    return min(math.ceil(mean + 7 * math.sqrt(mean / 2)) + 2, num_slots)
 
 
 def window_arrivals(
