@@ -69,7 +69,8 @@ def test_mixture_perturbs_with_the_stated_probability():
 
 
 def test_disturbed_marks_exactly_its_random_steps():
-    """Each period of 10 starts with 1..4 random actions, each count equally often, and only those are no demonstrations."""
+    """Each period of 10 starts with 1..4 random actions, each count equally often, and only those are no
+    demonstrations."""
     actions, is_demonstration = play(
         disturbed(constant(1.0), constant(-1.0), period_steps=10, max_random_steps=4), 4000
     )

@@ -12,7 +12,8 @@ from tests.reference import rb_loop
 
 FRAMES = 40
 NETWORKS = 6
-# Name -> (overrides of the library, options of the loop). Together they reach every static switch of the MAC and the PHY.
+# Name -> (overrides of the library, options of the loop). Together they reach every static switch of the MAC and the
+# PHY.
 VARIANTS = {
     "default": ({}, {}),
     "robust": (
@@ -59,7 +60,7 @@ def recorded(request):
 def test_every_field_equals_the_float64_loop(recorded):
     _, (initial, obs0, played), options = recorded
     for e in range(NETWORKS):
-        net = jax.tree.map(lambda x: np.asarray(x[e], np.float64), initial.network)
+        net = jax.tree.map(lambda x, e=e: np.asarray(x[e], np.float64), initial.network)
         network = dict(
             position=net.position, mean_snr=net.mean_snr, receiver=net.receiver.astype(int), load=net.load,
             threshold=net.link_threshold, rate=net.link_rate.astype(int), num_alive=net.alive.sum(),
@@ -67,7 +68,7 @@ def test_every_field_equals_the_float64_loop(recorded):
         loop = rb_loop.RBLoop(network, initial.mode[e], **options)
         np.testing.assert_array_equal(obs0[e], loop.observe())
         for k in range(FRAMES):
-            frame = jax.tree.map(lambda x: np.asarray(x[e, k]), played)
+            frame = jax.tree.map(lambda x, e=e, k=k: np.asarray(x[e, k]), played)
             draws = frame["draws"]
             out = loop.frame(
                 frame["action"][:, 0],

@@ -1,7 +1,7 @@
 """`rb`: 8 or 9 radios of a clustered ad-hoc network share the resource blocks of an MF-TDMA frame.
 
-Every frame each node asks for a number of RBs. A conflict-free reservation (no RB is shared within two hops, reuse beyond)
-grants them, but every requested RB costs signalling at the head of the frame: over-asking hurts all neighbours.
+Every frame each node asks for a number of RBs. A conflict-free reservation (no RB is shared within two hops, reuse
+beyond) grants them, but every requested RB costs signalling at the head of the frame: over-asking hurts all neighbours.
 
     action        request a_i, whole number 0 .. 9 (max_request_rbs)
     observation   14 small whole numbers, see `observation_names`
@@ -9,9 +9,9 @@ grants them, but every requested RB costs signalling at the head of the frame: o
                         - eps (granted_i - successes_i) ]                     (local; S_i packets delivered)
 
 Order of a frame: request; reservation (`rb_mac`); block fading, an RB of link i decodes when
-snr_i h >= theta (1 + sum_j snr_j h_j) over the nodes j on the same RB; the S_i most urgent packets leave; heads forward a
-share of what members delivered; packets past their deadline are lost, the others age; holding cost; traffic mode; arrivals,
-overflow (`rb_traffic`).
+snr_i h >= theta (1 + sum_j snr_j h_j) over the nodes j on the same RB; the S_i most urgent packets leave; heads
+forward a share of what members delivered; packets past their deadline are lost, the others age; holding cost;
+traffic mode; arrivals, overflow (`rb_traffic`).
 
 The grid, the number of nodes, value ranges and the sign of the reward follow the NetWorld paper (arXiv 2602.00558). Its
 simulator is closed: topology, traffic, MAC, PHY and reward weights are this project's, with the load chosen so that
@@ -128,14 +128,15 @@ def draw(key: chex.PRNGKey, state: RBState, params: RBParams) -> RBDraws:
     """The randomness of one frame."""
     del state
     fading_key, relay_key, traffic_key = jax.random.split(key, 3)
-    arrivals_key, mode_key, cluster_key = jax.random.split(traffic_key, 3)
     n = params.max_agents
+    # One block: every separate draw costs half a second of compilation on a CPU.
+    traffic = jax.random.uniform(traffic_key, (3 * n + params.num_clusters,))
     return RBDraws(
         fading=jax.random.exponential(fading_key, (n, n, params.num_channels)),
         relay=jax.random.uniform(relay_key, (n, params.max_request_rbs * params.max_rate)),
-        arrivals=jax.random.uniform(arrivals_key, (n, NUM_CLASSES)),
-        mode=jax.random.uniform(mode_key, (n,)),
-        cluster=jax.random.uniform(cluster_key, (params.num_clusters,)),
+        arrivals=traffic[: 2 * n].reshape(n, NUM_CLASSES),
+        mode=traffic[2 * n : 3 * n],
+        cluster=traffic[3 * n :],
     )
 
 
@@ -223,8 +224,8 @@ def local_reward(
 def frame_metrics(
     served: jax.Array, late: jax.Array, overflow: jax.Array, arrivals: jax.Array, head: jax.Array, state: RBState
 ) -> dict[str, jax.Array]:
-    """Counts per node and frame, float32 [N], 0 for absent nodes. Ratios are of sums: mean delay = delay_frames / delivered,
-    loss share of a class = (late + overflow) / arrived."""
+    """Counts per node and frame, float32 [N], 0 for absent nodes. Ratios are of sums: mean delay = delay_frames /
+    delivered, loss share of a class = (late + overflow) / arrived."""
     delay_frames = jnp.arange(1, served.shape[-1] + 1).reshape(1, 1, -1)
     counts = {
         "delivered": jnp.sum(served, axis=(1, 2)),

@@ -1,7 +1,8 @@
 """The reservation: who gets which resource blocks, without two nodes within two hops sharing one.
 
-A set of RBs is a bit mask in `num_words` 32-bit words (RB b = bit b % 32 of word b // 32). A frame of 40 RBs is two words,
-so that one turn of the reservation is a handful of integer operations: planners run it hundreds of times per decision.
+A set of RBs is a bit mask in `num_words` 32-bit words (RB b = bit b % 32 of word b // 32). A frame of 40 RBs is two
+words, so that one turn of the reservation is a handful of integer operations: planners run it hundreds of times per
+decision.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def message_rbs(two_hop: jax.Array, params: RBParams) -> jax.Array:
 
 
 def signalling_head(requests: jax.Array, two_hop: jax.Array, params: RBParams) -> jax.Array:
-    """[N] int32: RBs at the start of the frame that node i may not claim, K_i = ceil((a_i + sum_{E2(i)} a_j) / M) + messages.
+    """[N] int32: RBs at the start of the frame that node i may not claim, K_i = ceil((a_i + sum_{E2(i)} a_j) / M) +
+    messages.
 
     Every requested RB costs one of M mini-slots of an RB. With head_scope "two_hop" a node waits for the longest head
     within two hops.
@@ -113,9 +115,9 @@ def reserve(
 ) -> jax.Array:
     """Claims [N, words] uint32 of one frame.
 
-    In the order i = t mod N_alive, t + 1 mod N_alive, ... node i claims its first `requests[i]` RBs b >= head[i] that no
-    node within two hops has claimed; fewer if fewer are free. With half duplex it also leaves out the slots in which its
-    receiver transmits or it receives.
+    In the order i = t mod N_alive, t + 1 mod N_alive, ... node i claims its first `requests[i]` RBs b >= head[i]
+    that no node within two hops has claimed; fewer if fewer are free. With half duplex it also leaves out the slots
+    in which its receiver transmits or it receives.
 
     requests, head [N] int32; two_hop [N, N] bool; receiver [N] int32; alive [N] bool (a prefix); t [] int32.
     """

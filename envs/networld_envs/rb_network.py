@@ -46,7 +46,8 @@ def link_mean_snr(network: Network) -> jax.Array:
 def arrival_rates(network: Network, params: RBParams, on_share: jax.Array) -> jax.Array:
     """[N] packets per frame at each node: own traffic when ON with probability `on_share` [N], and what it forwards.
 
-    lambda_i = m_i (lambda_urgent + lambda_off + on_share (lambda_on - lambda_off)) + relay_probability sum of its members'
+    lambda_i = m_i (lambda_urgent + lambda_off + on_share (lambda_on - lambda_off)) + relay_probability sum of its
+    members'
     """
     data = params.data_rate_off + on_share * (params.data_rate_on - params.data_rate_off)
     own = network.load * (params.urgent_rate + data)
@@ -57,11 +58,11 @@ def arrival_rates(network: Network, params: RBParams, on_share: jax.Array) -> ja
 
 def draw_positions(key: chex.PRNGKey, params: RBParams) -> jax.Array:
     """[N, 2]: cluster k around (k spacing, 0) at radius r sqrt(U(0.05, 1)), a tenth of it for heads."""
-    radius_key, angle_key = jax.random.split(key)
     node = jnp.arange(params.max_agents)
-    radius = params.cluster_radius * jnp.sqrt(jax.random.uniform(radius_key, node.shape, minval=0.05, maxval=1.0))
+    uniform = jax.random.uniform(key, (2, params.max_agents))
+    radius = params.cluster_radius * jnp.sqrt(0.05 + 0.95 * uniform[0])
     radius = radius * jnp.where(node < params.num_clusters, HEAD_RADIUS_SHARE, 1.0)
-    angle = jax.random.uniform(angle_key, node.shape, maxval=2.0 * jnp.pi)
+    angle = 2.0 * jnp.pi * uniform[1]
     centre_x = params.cluster_spacing * (node % params.num_clusters)
     return jnp.stack([centre_x + radius * jnp.cos(angle), radius * jnp.sin(angle)], axis=-1)
 
@@ -98,7 +99,8 @@ def scale_load(network: Network, params: RBParams) -> Network:
 def draw_network(key: chex.PRNGKey, params: RBParams) -> Network:
     """Number of nodes, positions, links and load of one episode."""
     alive_key, position_key, shadow_key, load_key = jax.random.split(key, 4)
-    num_alive = jax.random.choice(alive_key, jnp.array(params.alive_choices, jnp.int32))
+    choice = jax.random.randint(alive_key, (), 0, len(params.alive_choices))
+    num_alive = jnp.array(params.alive_choices, jnp.int32)[choice]
     alive = jnp.arange(params.max_agents) < num_alive
     position = draw_positions(position_key, params)
     distance = distances(position)

@@ -13,7 +13,8 @@ NUM_CLASSES = 2  # 0 urgent, 1 data
 class RBParams:
     """Everything that defines the network. Static fields set shapes and modes; the rest may be traced and vmapped over.
 
-    A frame has T x F resource blocks (RBs): RB b lies in slot b // F on channel b % F. One environment step is one frame.
+    A frame has T x F resource blocks (RBs): RB b lies in slot b // F on channel b % F. One environment step is one
+    frame.
     """
 
     max_agents: int = struct.field(pytree_node=False, default=9)  # N, alive or not

@@ -35,8 +35,8 @@ def arrival_rate_per_class(mode: jax.Array, load: jax.Array, params: RBParams) -
 def step_mode(mode: jax.Array, own: jax.Array, cluster: jax.Array, params: RBParams) -> jax.Array:
     """The two-state traffic mode [N] bool of the next frame out of uniforms own [N] and cluster [num_clusters].
 
-    ON turns OFF with turn_off_probability. OFF turns ON when its own trigger fires (probability p_on (1 - c)) or that of its
-    cluster (p_on c), c being cluster_correlation.
+    ON turns OFF with turn_off_probability. OFF turns ON when its own trigger fires (probability p_on (1 - c)) or
+    that of its cluster (p_on c), c being cluster_correlation.
     """
     chex.assert_rank([mode, own, cluster], [1, 1, 1])
     node_cluster = np.arange(mode.shape[0]) % params.num_clusters

@@ -1,7 +1,7 @@
 """The `rb` frame as plain Python loops in float64, written from the equations, sharing no code with the library.
 
-A network is a dict of arrays (position, mean_snr, receiver, load, threshold, rate per link, num_alive); graphs are derived
-here from the positions. Draws are those of the library, as NumPy arrays.
+A network is a dict of arrays (position, mean_snr, receiver, load, threshold, rate per link, num_alive); graphs are
+derived here from the positions. Draws are those of the library, as NumPy arrays.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import math
 import numpy as np
 
 DEFAULTS = dict(
-    slots=10, channels=4, clusters=3, max_request=9, mini_slots=3, two_hop_head=False, half_duplex=False, message_bytes=0,
-    payload_bytes=64, deadlines=(4, 12), buffers=(9, 24), max_arrivals=9, history=3, lam_urgent=0.8, lam_on=6.0,
-    lam_off=1.0, p_off=1 / 15, p_on=1 / 30, correlation=0.8, relay=0.2, weights=(2.0, 1.0), omega=2.0, eps=0.05, beta=0.05,
-    scale=0.5, theta_db=2.0,
+    slots=10, channels=4, clusters=3, max_request=9, mini_slots=3, two_hop_head=False, half_duplex=False,
+    message_bytes=0, payload_bytes=64, deadlines=(4, 12), buffers=(9, 24), max_arrivals=9, history=3, lam_urgent=0.8,
+    lam_on=6.0, lam_off=1.0, p_off=1 / 15, p_on=1 / 30, correlation=0.8, relay=0.2, weights=(2.0, 1.0), omega=2.0,
+    eps=0.05, beta=0.05, scale=0.5, theta_db=2.0,
 )  # fmt: skip
 
 

@@ -90,10 +90,12 @@ def mean_field_rule(params: RBParams, factor: float = MF_FACTOR) -> Policy:
 
 
 def filter_mode(belief: jax.Array, state: RBState, params: RBParams) -> jax.Array:
-    """[N] probability that a node's data traffic is ON given its own arrivals so far: one step of the HMM forward filter.
+    """[N] probability that a node's data traffic is ON given its own arrivals so far: one step of the HMM forward
+    filter.
 
-    Predict with the node's marginal transition law (a cluster's common trigger is not shared between filters), then weigh by
-    the likelihood of the newest own data arrivals, Poisson clipped at max_arrivals. Before the first frame: the belief as is.
+    Predict with the node's marginal transition law (a cluster's common trigger is not shared between filters), then
+    weigh by the likelihood of the newest own data arrivals, Poisson clipped at max_arrivals. Before the first frame:
+    the belief as is.
     """
     predicted = belief * (1.0 - params.turn_off_probability) + (1.0 - belief) * params.turn_on_any
     own_arrivals = state.generated[:, 0, 1] - state.forwarded
@@ -116,7 +118,8 @@ def _log_likelihood(count: jax.Array, rate: jax.Array, params: RBParams) -> jax.
 
 
 def expert(params: RBParams) -> Policy:
-    """Coordinate ascent over all requests; the hidden traffic mode is replaced by its filtered estimate (in the carry)."""
+    """Coordinate ascent over all requests; the hidden traffic mode is replaced by its filtered estimate (in the
+    carry)."""
 
     def init(key, num_agents):
         del key
@@ -154,6 +157,9 @@ def maxweight(params: RBParams) -> Policy:
 
 def realisable_anchor(params: RBParams) -> Policy:
     """The expert's ascent by each node for itself, with own + 1-hop state and the requests overheard over two hops.
+
+    The views differ from node to node, so the plans do not quite fit together: it does not beat the mean-field rule on
+    every network. The anchor of a normalised score is the better one of the two.
 
     A neighbour's message holds its buffer (one byte per class and age), its filtered mode, load and link quality.
     """

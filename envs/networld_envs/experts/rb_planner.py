@@ -4,8 +4,9 @@ Given a utility table u[i, g] = value of granting g RBs to node i, it looks for 
 
     sum_i u[i, grant_i(a)] - 1e-4 sum_i a_i,     grant(a) = the reservation of `rb_mac`, signalling included,
 
-starting from conservative water-filling, in two passes over the nodes, largest backlog first, all requests of a node tried.
-The reservation is exact, the channel enters by its mean: a granted RB that is used succeeds with probability e^{-theta/snr}.
+starting from conservative water-filling, in two passes over the nodes, largest backlog first, all requests of a node
+tried. The reservation is exact, the channel enters by its mean: a granted RB that is used succeeds with probability
+e^{-theta/snr}.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def success_probability(network: Network) -> jax.Array:
 
 
 def packet_values(params: RBParams) -> np.ndarray:
-    """[2, D] value of delivering a packet of class c and age d now: w_c ((d + 1) / D_c + omega 2^{-(slack - 1)}) + beta.
+    """[2, D] value of delivering a packet of class c and age d now: w_c ((d + 1) / D_c + omega 2^{-(slack - 1)}) +
+    beta.
 
     The holding cost of the next frame, and the loss halved for every frame of slack = D_c - d left.
     """
@@ -129,7 +131,8 @@ def plan_value(requests: jax.Array, problem: Problem, params: RBParams) -> jax.A
 
 
 def ascend(problem: Problem, start: jax.Array, params: RBParams) -> jax.Array:
-    """[N] int32 requests after NUM_PASSES of coordinate ascent from `start` [N]; requests above the need are left out."""
+    """[N] int32 requests after NUM_PASSES of coordinate ascent from `start` [N]; requests above the need are left
+    out."""
     chex.assert_rank([problem.utility, start], [2, 1])
     num_agents, num_requests = problem.utility.shape
     node = jnp.arange(num_agents)
@@ -155,36 +158,37 @@ def plan(state: RBState, utility: jax.Array, params: RBParams) -> jax.Array:
 
 
 def plan_locally(state: RBState, utility: jax.Array, params: RBParams) -> jax.Array:
-    """[N] int32: what each node asks for when it plans with what it hears.
+    """[N] int32: what each node asks for when it plans with what it hears, instead of with the whole network.
 
-    Node i knows the utility rows of itself and its 1-hop neighbours, and of the other nodes within two hops what they asked
-    for in the last frame, which the reservation relays. It plans for its closed 1-hop neighbourhood, takes the others to
-    repeat themselves, and executes its own entry. A granted RB of those others is worth the average value of a needed RB in
-    the plan, so that it does not crowd out nodes whose queue it cannot see.
+    Node i knows the queues of itself and its 1-hop neighbours (their utility rows), and of the other nodes within two
+    hops what they asked for in the last frame, which the reservation relays. It plans for all of them and executes its
+    own entry; nodes further away do not exist for it. An RB granted to a node that it only overhears is worth the
+    average of a needed RB of the nodes that it sees, up to the request overheard.
     """
+    return jax.vmap(lambda i: ascend(*_view(i, state, utility, params), params)[i])(jnp.arange(params.max_agents))
+
+
+def _view(i: jax.Array, state: RBState, utility: jax.Array, params: RBParams) -> tuple[Problem, jax.Array]:
+    """(problem, start) as node i sees them."""
     network = state.network
-    n = params.max_agents
     backlog = jnp.sum(state.queue, axis=(1, 2))
     need = needs(backlog, network.link_rate, params)
-    itself = jnp.eye(n, dtype=bool)
-    seen = network.one_hop | itself
-    heard = network.two_hop & ~seen
-    grants = jnp.arange(params.max_request_rbs + 1)
-
-    def view(i):
-        slope = jnp.sum(jnp.where(seen[i][:, None], jnp.diff(utility, axis=1), 0.0))
-        slope = slope / jnp.maximum(jnp.sum(jnp.where(seen[i], params.max_request_rbs, 0)), 1)
-        overheard = jnp.broadcast_to(slope * grants[None, :], utility.shape)
-        known = seen[i] | heard[i]
-        value = jnp.where(seen[i][:, None], utility, jnp.where(heard[i][:, None], overheard, 0.0))
-        wanted = jnp.where(seen[i], need, jnp.where(heard[i], state.requests, 0))
-        conflicts = network.two_hop & known[:, None] & known[None, :]
-        filled = water_filling(wanted, conflicts, params)
-        start = jnp.where(heard[i], state.requests, filled)
-        problem = Problem(
-            value, wanted, jnp.where(seen[i], backlog, 0), seen[i] & network.alive, conflicts, network.receiver,
-            network.alive, state.t,
-        )  # fmt: skip
-        return ascend(problem, start, params)[i]
-
-    return jax.vmap(view)(jnp.arange(n))
+    seen = network.one_hop[i] | (jnp.arange(params.max_agents) == i)
+    heard = network.two_hop[i] & ~seen
+    known = seen | heard
+    gain = jnp.max(utility, axis=1) - utility[:, 0]
+    value_per_rb = jnp.sum(jnp.where(seen, gain, 0.0)) / jnp.maximum(jnp.sum(jnp.where(seen, need, 0)), 1)
+    grants = jnp.arange(utility.shape[1])
+    assumed = value_per_rb * jnp.minimum(grants[None, :], jnp.where(heard, state.requests, 0)[:, None])
+    wanted = jnp.where(seen, need, jnp.where(heard, state.requests, 0))
+    problem = Problem(
+        utility=jnp.where(seen[:, None], utility, assumed),
+        need=wanted,
+        backlog=jnp.where(seen, backlog, 0),
+        free=known & network.alive,
+        two_hop=network.two_hop & known[:, None] & known[None, :],
+        receiver=network.receiver,
+        alive=network.alive,
+        t=state.t,
+    )
+    return problem, water_filling(wanted, problem.two_hop, params)
