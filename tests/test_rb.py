@@ -202,12 +202,12 @@ def test_a_packet_served_in_its_first_frame_costs_nothing():
     """Delay 1 and no holding cost: the reward of a delivered fresh packet is scale * beta."""
     env = make_rb(alive_choices=(9,))
     params = env.default_params
-    state, _ = env.reset(jax.random.key(0), params)
+    state, _ = jax.jit(env.reset)(jax.random.key(0), params)
     state = state.replace(queue=state.queue.at[0, 0, 0].set(1))
-    draws = env.draw(jax.random.key(1), state, params)
+    draws = jax.jit(env.draw)(jax.random.key(1), state, params)
     draws = draws.replace(fading=jnp.full_like(draws.fading, 1e6), arrivals=jnp.zeros_like(draws.arrivals))
     action = jnp.zeros((9, 1)).at[0].set(1.0)
-    _, step = env.transition(state, action, draws, params)
+    _, step = jax.jit(env.transition)(state, action, draws, params)
     assert step.metrics["delay_frames"][0] == 1
     np.testing.assert_allclose(step.reward, np.eye(9)[0] * 0.025, rtol=1e-6)
 
@@ -230,7 +230,7 @@ def test_traffic_does_not_depend_on_actions():
     env = make_rb()
     params = env.default_params
     step = jax.jit(env.step)
-    state, _ = env.reset(jax.random.key(0), params)
+    state, _ = jax.jit(env.reset)(jax.random.key(0), params)
     idle, busy = state, state
     for k in range(15):
         idle, _ = step(jax.random.key(100 + k), idle, jnp.zeros((9, 1)), params)
@@ -247,7 +247,7 @@ def test_optional_observations():
     params = env.default_params
     names = observation_names(params)
     assert (len(names), names[-2:]) == (16, ("requested_rbs", "heard_requests"))
-    state, _ = env.reset(jax.random.key(0), params)
+    state, _ = jax.jit(env.reset)(jax.random.key(0), params)
     action = jnp.arange(9.0)[:, None]
     state, step = jax.jit(env.step)(jax.random.key(1), state, action, params)
     asked = np.where(np.arange(9) < 8, np.arange(9), 0)
