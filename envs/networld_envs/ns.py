@@ -131,8 +131,7 @@ class NSDraws:
     """All randomness of one window."""
 
     shadow_db: jax.Array  # [S, V, 32] shadowing of the users in service order
-    gap_uniform: jax.Array  # [K, U] in [0, 1), turned into gaps by inversion
-    size_uniform: jax.Array  # [K, U]
+    packet_words: jax.Array  # [S + 1, V, 32] uint32: gap and size, should a packet arrive before that slot
     sessions: SessionDraws
     mix_normal: jax.Array  # [3]
 
@@ -141,11 +140,10 @@ def draw(key: chex.PRNGKey, state: NSState, params: NSParams) -> NSDraws:
     """Randomness for `transition`."""
     shadow_key, packet_key, session_key, mix_key = jax.random.split(key, 4)
     dtype = state.ssr.dtype
-    num_packets = traffic.max_packets_per_window(params.window_slots, params.traffic_load)
-    gap_u, size_u = jax.random.uniform(packet_key, (2, num_packets, params.num_users), dtype)
+    words = jax.random.bits(packet_key, (params.window_slots + 1, params.num_words, WORD), jnp.uint32)
     shadow = jax.random.normal(shadow_key, (params.window_slots, params.num_words, WORD), dtype)
     sessions = mobility.draw_sessions(session_key, params)
-    return NSDraws(shadow * params.shadow_std_db, gap_u, size_u, sessions, jax.random.normal(mix_key, (3,), dtype))
+    return NSDraws(shadow * params.shadow_std_db, words, sessions, jax.random.normal(mix_key, (3,), dtype))
 
 
 def project_action(action: jax.Array, params: NSParams) -> jax.Array:
@@ -206,34 +204,44 @@ def _radio(users: Users, cell: jax.Array, user_id: jax.Array, params: NSParams) 
     return order(jnp.where(own, snr, 0).sum(axis=-1)).reshape(-1, WORD), order(inr).reshape(-1, WORD, params.num_cells)
 
 
-def _run_window(cells, queue, pointer_id, load, arrivals, snr_rb, inr_rb, shadow_db, params: NSParams):
-    """All slots of a window, in spans of constant interference: (queue, pointer ids, tally, load)."""
-    shape = cells.group.shape
+def _run_window(cells, queue, pointer_id, load, timer, packets, snr_rb, inr_rb, shadow_db, params: NSParams):
+    """All slots of a window, in spans of constant interference.
+
+    Returns (queue, pointer ids, tally, timers, packets that arrived [V, 32], load at the end, mean load).
+    """
+    size_bits, period = packets
+    is_served = cells.group < cells.num_rbs.shape[0]
 
     def arrival_fn(carry, slot, is_full):
         del is_full
-        return lax.dynamic_index_in_dim(arrivals, slot + 1, keepdims=False), carry
+        timer, num_arrived = carry
+        due = is_served & (timer <= 0) & (slot + 1 < params.window_slots)
+        runs = (slot + 1 < params.window_slots).astype(jnp.int32)
+        row = lambda x: lax.dynamic_index_in_dim(x, slot + 1, keepdims=False)  # noqa: E731
+        timer = jnp.where(due, row(period), timer) - runs
+        return jnp.where(due, row(size_bits), -1), (timer, num_arrived + due.astype(jnp.int32))
 
     span = params.interference_slots if params.has_interference else params.window_slots
     rbs_per_span = params.bandwidth_hz / RB_HZ * span
 
     def run_span(carry, first_slot):
-        queue, pointers, tally, load = carry
+        queue, pointers, tally, load, traffic_carry = carry
         snr = snr_rb
         if params.has_interference:  # SINR = snr / (1 + sum_j load_j inr_j): both scale with the width of the user's band
             snr = snr_rb / (1 + jnp.einsum("vun,n->vu", inr_rb, load))
-        (queue, pointers, tally, _, used_rbs), _ = slots.run_slots(
-            params.rules, cells, queue, pointers, tally, (), arrival_fn, snr, shadow_db, first_slot, span
+        (queue, pointers, tally, traffic_carry, used_rbs), _ = slots.run_slots(
+            params.rules, cells, queue, pointers, tally, traffic_carry, arrival_fn, snr, shadow_db, first_slot, span
         )
         load = used_rbs.reshape(-1, NUM_SLICES).sum(axis=-1).astype(snr.dtype) / rbs_per_span
-        return (queue, pointers, tally, load), load
+        return (queue, pointers, tally, load, traffic_carry), load
 
-    tally = slots.zero_tally(shape, snr_rb.dtype)
-    queue, dropped, _ = slots.arrival_call(arrival_fn, (), jnp.int32(-1), queue, tally.dropped)
-    start = (queue, slots.place_pointers(cells, pointer_id), tally.replace(dropped=dropped), load)
+    tally = slots.zero_tally(cells.group.shape, snr_rb.dtype)
+    carry = (timer, jnp.zeros_like(timer))
+    queue, dropped, carry = slots.arrival_call(arrival_fn, carry, jnp.int32(-1), queue, tally.dropped)
+    start = (queue, slots.place_pointers(cells, pointer_id), tally.replace(dropped=dropped), load, carry)
     firsts = jnp.arange(0, params.window_slots, span, dtype=jnp.int32)
-    (queue, pointers, tally, load), loads = lax.scan(run_span, start, firsts)
-    return queue, pointers.user_id, tally, load, loads.mean(axis=0)
+    (queue, pointers, tally, load, carry), loads = lax.scan(run_span, start, firsts)
+    return queue, pointers.user_id, tally, *carry, load, loads.mean(axis=0)
 
 
 def _advance_users(state: NSState, draws: NSDraws, params: NSParams) -> tuple[Users, Hotspots, jax.Array]:
@@ -264,31 +272,32 @@ def transition(
     cells = _cells(user_id, group, alloc_hz, params)
     snr_rb, inr_rb = _radio(users, cell, user_id, params)
 
-    slice_of = jnp.broadcast_to(users.slice_index[None, :], draws.gap_uniform.shape)
-    period = traffic.gap_slots(slice_of, draws.gap_uniform, params.traffic_load)
-    size_bits = traffic.packet_bits(slice_of, draws.size_uniform, params.urllc_size)
-    arrivals, timer = traffic.window_arrivals(users.timer_slots, period, size_bits, params.window_slots)
-
+    gap_uniform, size_uniform = traffic.packet_uniforms(draws.packet_words, snr_rb.dtype)
+    slice_of = jnp.broadcast_to((cells.group % NUM_SLICES)[None], draws.packet_words.shape)
+    packets = (
+        traffic.packet_bits(slice_of, size_uniform, params.urllc_size),
+        traffic.gap_slots(slice_of, gap_uniform, params.traffic_load),
+    )
     padding = params.num_words * WORD - params.num_users
     into_order = lambda x, fill=0: jnp.pad(x, (0, padding), constant_values=fill)[user_id].reshape(-1, WORD)  # noqa: E731
     by_id = lambda x: jnp.zeros_like(x.reshape(-1)).at[user_id].set(x.reshape(-1), unique_indices=True)  # noqa: E731
     queue = state.queue if params.carries_queues else slots.empty_queue((params.num_users,), snr_rb.dtype)
-    arrivals_ordered = jnp.pad(arrivals, ((0, 0), (0, padding)), constant_values=-1)[:, user_id]
-    queue, pointer_id, tally, load, mean_load = _run_window(
+    queue, pointer_id, tally, timer, arrived, load, mean_load = _run_window(
         cells,
         jax.tree.map(into_order, queue),
         state.pointer_id,
         state.load,
-        arrivals_ordered.reshape(-1, *cells.group.shape),
+        into_order(users.timer_slots),
+        packets,
         snr_rb,
         inr_rb,
         draws.shadow_db,
         params,
     )
-    queue, tally = jax.tree.map(lambda x: by_id(x)[: params.num_users], (queue, tally))
+    queue, tally, timer, arrived = jax.tree.map(lambda x: by_id(x)[: params.num_users], (queue, tally, timer, arrived))
 
     per_cell = functools.partial(_per_cell, group_of_user, params.num_cells)
-    num_arrived = per_cell((arrivals[:-1] >= 0).sum(axis=0))
+    num_arrived = per_cell(arrived)
     waiting = per_cell(slots.num_queued(queue))
     ok, missed, dropped = per_cell(tally.ok), per_cell(tally.missed), per_cell(tally.dropped)
     wiped = jnp.zeros_like(missed) if params.carries_queues else waiting

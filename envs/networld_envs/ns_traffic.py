@@ -12,8 +12,6 @@ per user and second.
 
 from __future__ import annotations
 
-import math
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -60,43 +58,8 @@ def packet_bits(slice_index: jax.Array, uniform: jax.Array, urllc_size: str) -> 
     return jnp.where(slice_index == VOLTE, 320.0, jnp.where(slice_index == VIDEO, video, urllc))
 
 
-def max_packets_per_window(num_slots: int, traffic_load: tuple[float, ...] = (1, 1, 1)) -> int:
-    """Packets to draw per user and window: the mean of the busiest service plus 7 standard deviations (sd^2 < mean / 2).
-
-    A user who would need more sends the next one at the start of the following window.
-    """
-    busiest = max(load * rate for load, rate in zip(traffic_load, RATE_PACKETS_PER_S, strict=True))
-    mean = num_slots * busiest / SLOTS_PER_S
-    return min(math.ceil(mean + 7 * math.sqrt(mean / 2)) + 2, num_slots)
-
-
-def window_arrivals(
-    timer_slots: jax.Array, period_slots: jax.Array, size_bits: jax.Array, num_slots: int
-) -> tuple[jax.Array, jax.Array]:
-    """Arrivals of one window: (sizes [S + 1, U] in bit, -1 where nothing arrives; timers [U] for the next window).
-
-    timer_slots [U] counts the slots until a user's next packet (0: before the first slot); packet k has size_bits[k] and is
-    followed by the next one after period_slots[k] ([K, U] both). Row s holds the packets that arrive before slot s; row S
-    is empty. Arrivals do not depend on service, so they are known before the slot loop.
-    """
-    chex.assert_rank((timer_slots, period_slots, size_bits), (1, 2, 2))
-    num_users = timer_slots.shape[0]
-    ends = timer_slots[None, :] + _cumulative(period_slots)
-    call = jnp.concatenate([timer_slots[None, :], ends[:-1]])
-    rows = jnp.full((num_slots + 1, num_users), -1, size_bits.dtype)
-    user = jnp.broadcast_to(jnp.arange(num_users)[None, :], call.shape)
-    row = jnp.where(call < num_slots, call, num_slots + 1)  # out of bounds: dropped
-    arrivals = rows.at[row, user].set(size_bits, mode="drop", unique_indices=False)
-    upcoming = jnp.concatenate([call, ends[-1:]])
-    num_arrived = (call < num_slots).sum(axis=0)
-    following = jnp.take_along_axis(upcoming, num_arrived[None, :], axis=0)[0]
-    return arrivals, jnp.maximum(following - num_slots, 0)
-
-
-def _cumulative(x: jax.Array) -> jax.Array:
-    """Running sum along axis 0 by doubling: log2(K) passes, many times faster than XLA's cumsum on CPU."""
-    step = 1
-    while step < x.shape[0]:
-        x = x + jnp.concatenate([jnp.zeros_like(x[:step]), x[:-step]])
-        step *= 2
-    return x
+def packet_uniforms(words: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
+    """Two uniforms in (0, 1) out of the halves of random uint32 words: (i + 1/2) / 2^16, for the gap and for the size."""
+    halves = (words & 0xFFFF, words >> 16)
+    gap_uniform, size_uniform = ((half.astype(dtype) + 0.5) / 65536 for half in halves)
+    return gap_uniform, size_uniform
