@@ -162,20 +162,25 @@ def test_common_phase_of_a_beam_changes_nothing(seven):
     assert np.any(np.abs(action - turned) > 1)
 
 
-def test_vmap_equals_loop(seven):
+def test_vmap_equals_loop_and_step_is_transition_after_draw(seven):
     env, _, step = seven
     params = env.default_params
-    keys = jax.random.split(jax.random.key(7), 2)
-    states, obs = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))(keys, params)
+    reset_keys, step_keys = jax.random.split(jax.random.key(7), (2, 2))
+    states, obs = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))(reset_keys, params)
     assert obs.shape == (2, 7, env.spec.obs_dim)
     action = jnp.asarray(random_actions(3, 7)[:2], jnp.float32)
-    _, batched = jax.jit(jax.vmap(env.step, in_axes=(0, 0, 0, None)))(keys, states, action, params)
+
+    def transition(key, state, action, params):
+        return env.transition(state, action, env.draw(key, state, params), params)
+
+    batched = jax.jit(jax.vmap(transition, in_axes=(0, 0, 0, None)))(
+        jax.random.clone(step_keys), states, action, params
+    )
     for b in range(2):
         state = jax.tree.map(lambda x, b=b: x[b], states)
-        _, single = step(keys[b], state, action[b], params)
-        np.testing.assert_allclose(single.obs, batched.obs[b], atol=2e-3)  # logs of nulls amplify rounding
-        np.testing.assert_allclose(single.reward, batched.reward[b], atol=1e-4)
-        assert not batched.terminated[b]
+        _, single = step(step_keys[b], state, action[b], params)
+        np.testing.assert_allclose(single.obs, batched[1].obs[b], atol=2e-3)  # logs of nulls amplify rounding
+        np.testing.assert_allclose(single.reward, batched[1].reward[b], atol=1e-4)
 
 
 def test_silent_cell_gets_zero_and_observations_stay_finite(seven):
@@ -189,16 +194,16 @@ def test_silent_cell_gets_zero_and_observations_stay_finite(seven):
     assert np.all(np.isfinite(timestep.obs)) and np.all(timestep.metrics["rate"] > 0)
 
 
-def test_truncation_after_episode_steps():
-    env = make("cbf", num_cells=7, episode_steps=2)
+def test_truncation_after_episode_steps(seven):
+    env, reset, step = seven
     params = env.default_params
-    state, _ = env.reset(jax.random.key(0), params)
+    state, _ = reset(jax.random.key(0), params)
+    state = state.replace(t=jnp.int32(params.episode_steps - 2))
     flags = []
     for t in range(2):
-        draws = env.draw(jax.random.key(t), state, params)
-        state = cbf_dynamics.advance(state, state.direction, state.power, state.code_index, draws, params)
-        flags.append(bool(state.t >= params.episode_steps))
-    assert flags == [False, True]
+        state, timestep = step(jax.random.key(t), state, jnp.ones((7, 6)), params)
+        flags.append((bool(timestep.truncated), bool(timestep.terminated)))
+    assert flags == [(False, False), (True, False)]
 
 
 # --- information -----------------------------------------------------------------------------------------------------
@@ -209,8 +214,9 @@ def test_state_of_another_agent_reaches_only_declared_entries(scope):
     """Perturb everything that belongs to cell j; entries of obs_i change only where TaskSpec.information allows."""
     env = make("cbf", price_scope=scope)
     params, spec = env.default_params, env.spec
-    state, obs = jax.jit(env.reset)(jax.random.key(11), params)
+    state, _ = jax.jit(env.reset)(jax.random.key(11), params)
     observe = jax.jit(env.observe)
+    obs = observe(state, params)  # the same compiled function, so that equal means bit for bit
     allowed = {name: block.whose for block in spec.information for name in block.entries}
     adjacency = np.asarray(env.adjacency(state, params))
     moved = set()
@@ -267,14 +273,14 @@ def test_decoded_observation_returns_the_physical_quantities():
 def test_supplied_gains_and_traces():
     gain = np.full((4, 4), 1e-12) + np.eye(4) * 1e-9
     env = make("cbf", path_gain=gain, adjacency=np.ones((4, 4)) - np.eye(4), num_neighbours=2, num_antennas=2)
-    state, obs = env.reset(jax.random.key(0), env.default_params)
+    state, obs = jax.jit(env.reset)(jax.random.key(0), env.default_params)
     np.testing.assert_allclose(state.topology.path_gain, gain, rtol=1e-6)
     assert obs.shape == (4, 7 + 3 + 3 + 4 + 4)
     rng = np.random.default_rng(0)
     trace = (rng.normal(size=(8, 7, 7, 3)) + 1j * rng.normal(size=(8, 7, 7, 3))) * 1e-5
     env = make("cbf", channels=trace, episode_steps=6)
     params = env.default_params
-    state, _ = env.reset(jax.random.key(0), params)
+    state, _ = jax.jit(env.reset)(jax.random.key(0), params)
     np.testing.assert_allclose(state.channel, trace[1] * np.sqrt(params.max_snr), rtol=1e-5)  # slot -1 was the warm-up
 
 

@@ -268,11 +268,11 @@ def random_beams(key: chex.PRNGKey, params: CBFParams) -> tuple[jax.Array, jax.A
 def warm_up(key: chex.PRNGKey, state: CBFState, params: CBFParams) -> CBFState:
     """`warmup_slots` slots of random beams."""
 
-    def slot(state, slot_key):
-        action_key, draw_key = jax.random.split(slot_key)
+    def slot(state, t):
+        action_key, draw_key = jax.random.split(jax.random.fold_in(key, t))
         return advance(state, *random_beams(action_key, params), draw(draw_key, state, params), params), None
 
-    return jax.lax.scan(slot, state, jax.random.split(key, params.warmup_slots))[0]
+    return jax.lax.scan(slot, state, jnp.arange(params.warmup_slots))[0]
 
 
 def normalised_beam(state: CBFState) -> jax.Array:
