@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     c.loss.label = "neighbourhood"
     c.loss.centred = False
     c.loss.discount = 0.95
-    c.loss.first_row_weight = 3.0
+    c.loss.next_row_weight = 3.0
     c.loss.inverse_dynamics_noise = 0.5  # latent standard deviations
     c.loss.inverse_dynamics_weight = 1.0
     c.loss.classifier_weight = 1.0

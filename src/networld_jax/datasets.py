@@ -20,7 +20,7 @@ import numpy as np
 
 from networld_envs.types import Information, TaskSpec
 from networld_jax.mean_field import mean_field
-from networld_jax.transforms import symlog, two_hot
+from networld_jax.transforms import data_bins, symlog, two_hot
 from networld_jax.types import Segments, TaskStats, Trajectories, Transitions
 
 SCHEMA_VERSION = 1
@@ -238,21 +238,13 @@ def normalise_obs(obs: jax.Array, stats: TaskStats) -> jax.Array:
 def action_bins(trajectories: Trajectories, spec: TaskSpec, num_bins: int) -> np.ndarray:
     """Two-hot bin centres [A, M] per action component.
 
-    Integer actions: one bin per integer of the task's range. Box actions: uniform in symlog space over the data range, with one spare bin
-    beyond each end (values at the last bin would saturate); a constant component gets a range of +-1 around it.
+    Integer actions: one bin per integer of the task's range. Box actions: `transforms.data_bins` over the data's range only.
     """
     if spec.action_kind == "integer":
         grid = np.arange(min(spec.action_low), max(spec.action_high) + 1)
         return np.tile(grid[None], (spec.action_dim, 1)).astype(np.float32)
-    flat = np.asarray(trajectories.action, np.float64).reshape(-1, spec.action_dim)
-    low, high = flat.min(0), flat.max(0)
-    constant = high - low < 1e-6 * np.maximum(1.0, np.abs(high))
-    low, high = np.where(constant, low - 1, low), np.where(constant, high + 1, high)
-    squash = lambda x: np.sign(x) * np.log1p(np.abs(x))  # noqa: E731
-    a, b = squash(low), squash(high)
-    spacing = (b - a) / (num_bins - 3)
-    grid = np.linspace(a - spacing, b + spacing, num_bins, axis=-1)
-    return (np.sign(grid) * np.expm1(np.abs(grid))).astype(np.float32)
+    flat = np.asarray(trajectories.action).reshape(-1, spec.action_dim)
+    return np.asarray(data_bins(flat.min(0), flat.max(0), num_bins))
 
 
 def task_stats(

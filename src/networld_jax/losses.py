@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from networld_jax.diffusion import q_sample
+from networld_jax.diffusion import denoising_loss, loss_weights, q_sample
 from networld_jax.mean_field import mean_field
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.transforms import two_hot_cross_entropy
@@ -48,10 +48,11 @@ def standardised_label(segments: Segments, stats: TaskStats, config: LossConfig)
 # ---------------------------------------------------------------------------------------------------- joint loss
 
 
-class EncodedTask(NamedTuple):
+class Sequences(NamedTuple):
     """One task's share of a batch in latent space; sequences S = B * N are agents folded into the batch."""
 
     x0: jax.Array  # [S, H, 2D] own latent ++ mean field
+    task_index: jax.Array  # [S] int32
     channel_mask: jax.Array  # [2D] 1 = channel in use by this task's encoder
     weight: jax.Array  # [S] sums to 1 over the task
     label: jax.Array  # [S] standardised return
@@ -74,13 +75,7 @@ def masked_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
 
 
-def row_weights(horizon: int, first_row_weight: float) -> jax.Array:
-    """[H] loss weights over plan rows: 0 for the clamped row 0, `first_row_weight` for row 1, 1 for the rest, mean 1."""
-    weights = jnp.ones(horizon).at[0].set(0.0).at[min(1, horizon - 1)].set(first_row_weight)
-    return weights / weights.mean()
-
-
-def inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, key, noise_std) -> dict[str, jax.Array]:
+def inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, key, noise_std) -> jax.Array:
     """Two-hot cross-entropy of the executed action given (z_t, m_t, z_{t+1} + s eps), mean over components and pairs.
 
     The noise makes the model fall back to the conditional mean given (z_t, m_t) as far as a sampled z_{t+1} is imprecise.
@@ -126,10 +121,72 @@ def classifier_loss(world_model, params, task_index, x_k, k, label, weight) -> j
     return jnp.sum(two_hot_cross_entropy(output, label, world_model.return_bins) * weight)
 
 
-def noised(x0: jax.Array, k: jax.Array, noise: jax.Array, schedule: NoiseSchedule, channel_mask: jax.Array) -> jax.Array:
-    """x_k ~ q(. | x0) with row 0 clamped to the clean latent and unused channels at zero."""
-    x_k = q_sample(x0, k, noise, schedule) * channel_mask[:, None, :]  # [S, H, 2D]
-    return x_k.at[:, 0].set(x0[:, 0])
+def noised(x0: jax.Array, k: jax.Array, noise: jax.Array, schedule: NoiseSchedule) -> jax.Array:
+    """x_k ~ q(. | x0) with row 0 clamped to the clean latent, as in sampling."""
+    return q_sample(x0, k, noise, schedule).at[:, 0].set(x0[:, 0])
+
+
+def task_loss(
+    world_model, params: Params, stats: TaskStats, task: str, segments: Segments, key: jax.Array, config: LossConfig
+) -> tuple[jax.Array, Sequences, dict[str, jax.Array]]:
+    """One task's own losses (inverse dynamics, value heads, reconstruction), its sequences for the shared nets, metrics."""
+    idm_key, dropout_key = jax.random.split(key)
+    z, m = encode_segments(world_model, params, stats, task, segments)
+    if config.message_dropout:
+        keep = jax.random.bernoulli(dropout_key, 1.0 - config.message_dropout, m.shape[:2])
+        m = m * keep[:, :, None, None]
+    label = standardised_label(segments, stats, config)
+    idm_noise = config.inverse_dynamics_noise
+    idm = inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, idm_key, idm_noise)
+    value, action_value = value_losses(world_model, params, stats, task, z, m, segments, label)
+    loss = config.inverse_dynamics_weight * idm + config.value_weight * (value + action_value)
+    if config.reconstruction_weight:
+        error = (world_model.reconstruct(params, task, z) - world_model.squash(stats, segments.obs)) ** 2
+        loss += config.reconstruction_weight * masked_mean(error.mean(-1), segments.agent_mask[:, :, None])
+    if config.centred:
+        label = label - jax.lax.stop_gradient(world_model.value(params, task, z[:, :, 0], m[:, :, 0]))
+    metrics = {"inverse_dynamics": idm, "value": value, "action_value": action_value}
+    metrics |= latent_health(z, segments.agent_mask)
+    x0 = scale_gradient(jnp.concatenate([z, m], -1)[:, :, : world_model.config.horizon], config.encoder_diffusion_grad)
+    weight = segments.agent_mask.reshape(-1)
+    sequences = Sequences(
+        x0=x0.reshape((-1, *x0.shape[2:])),
+        task_index=jnp.full(weight.shape, world_model.task_index(task), jnp.int32),
+        channel_mask=world_model.channel_mask(task),
+        weight=weight / jnp.maximum(weight.sum(), 1.0),
+        label=label.reshape(-1),
+    )
+    return loss, sequences, metrics
+
+
+def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
+    """x forwards, `scale` times the gradient backwards."""
+    held = jax.lax.stop_gradient(x)
+    return held + scale * (x - held) if scale else held
+
+
+def shared_losses(
+    world_model, params: Params, schedule: NoiseSchedule, parts: Sequence[Sequences], key: jax.Array, config: LossConfig
+) -> tuple[list[jax.Array], jax.Array]:
+    """(denoising loss per task, return loss) of the shared nets; all tasks' sequences pass in one call."""
+    level_key, noise_key = jax.random.split(key)
+    x0, task_index, label = (jnp.concatenate([getattr(p, f) for p in parts]) for f in ("x0", "task_index", "label"))
+    weight = jnp.concatenate([p.weight for p in parts]) / len(parts)
+    mask = jnp.concatenate([jnp.broadcast_to(p.channel_mask, (len(p.x0), x0.shape[-1])) for p in parts])
+    k = jax.random.randint(level_key, (x0.shape[0],), 0, schedule.num_steps)
+    noise = jax.random.normal(noise_key, x0.shape) * mask[:, None, :]
+    x_k = noised(x0, k, noise, schedule)
+    prediction = world_model.predict(params, task_index, x_k, k)
+    target = x0 if world_model.config.prediction == "x0" else noise
+    denoise, first = [], 0
+    for part in parts:
+        share = slice(first, first := first + len(part.x0))
+        rows = loss_weights(
+            *x0.shape[1:], next_row_weight=config.next_row_weight, channel_mask=part.channel_mask
+        )
+        denoise.append(jnp.sum(denoising_loss(prediction[share], target[share], rows) * part.weight))
+    returns = classifier_loss(world_model, params, task_index, jax.lax.stop_gradient(x_k), k, label, weight)
+    return denoise, returns
 
 
 def joint_loss(
@@ -145,69 +202,20 @@ def joint_loss(
 
         L = L_denoise(sg x0) + lambda_c L_return(sg x_k) + lambda_i L_inverse + lambda_v (L_V + L_Q) + lambda_r L_reconstruct
 
-    All tasks' sequences pass the shared denoiser and classifier in one call. With `encoder_diffusion_grad` = g the diffusion
-    target is sg(x0) + g (x0 - sg(x0)): the encoder receives g times the diffusion gradient (0: none; 1: the paper's wording,
-    which collapses the latents).
+    `encoder_diffusion_grad` = g lets g times the diffusion gradient into the encoder (0: none; 1: the paper's wording, which
+    collapses the latents).
 
     Returns (loss [], metrics {name: []}).
     """
-    total, metrics, encoded = 0.0, {}, []
-    dropout_key, noise_key, level_key, *idm_keys = jax.random.split(key, 3 + len(batch))
-    for index, (task, segments) in enumerate(batch.items()):
-        z, m = encode_segments(world_model, params, stats[task], task, segments)
-        if config.message_dropout:
-            keep = jax.random.bernoulli(jax.random.fold_in(dropout_key, index), 1 - config.message_dropout, m.shape[:2])
-            m = m * keep[:, :, None, None]
-        label = standardised_label(segments, stats[task], config)
-        idm = inverse_dynamics_loss(
-            world_model, params, stats[task], task, z, m, segments, idm_keys[index], config.inverse_dynamics_noise
-        )
-        value, action_value = value_losses(world_model, params, stats[task], task, z, m, segments, label)
-        total += (config.inverse_dynamics_weight * idm + config.value_weight * (value + action_value)) / len(batch)
-        if config.reconstruction_weight:
-            target = world_model.squash(stats[task], segments.obs)
-            error = jnp.mean((world_model.reconstruct(params, task, z) - target) ** 2, -1)
-            total += config.reconstruction_weight * masked_mean(error, segments.agent_mask[:, :, None]) / len(batch)
-        if config.centred:
-            baseline = world_model.value(params, task, z[:, :, 0], m[:, :, 0])
-            label = label - jax.lax.stop_gradient(baseline)
-        x0 = jnp.concatenate([z, m], -1)[:, :, : world_model.config.horizon]
-        g = config.encoder_diffusion_grad
-        x0 = jax.lax.stop_gradient(x0) + g * (x0 - jax.lax.stop_gradient(x0)) if g else jax.lax.stop_gradient(x0)
-        weight = segments.agent_mask.reshape(-1)
-        encoded.append(
-            EncodedTask(
-                x0.reshape((-1,) + x0.shape[2:]),
-                world_model.channel_mask(task),
-                weight / jnp.maximum(weight.sum(), 1.0) / len(batch),
-                label.reshape(-1),
-            )
-        )
-        health = latent_health(z, segments.agent_mask)
-        metrics |= {f"{task}/{k}": v for k, v in health.items()}
-        metrics |= {f"{task}/inverse_dynamics": idm, f"{task}/value": value, f"{task}/action_value": action_value}
-
-    sizes = [e.x0.shape[0] for e in encoded]
-    x0 = jnp.concatenate([e.x0 for e in encoded])
-    weight = jnp.concatenate([e.weight for e in encoded])
-    label = jnp.concatenate([e.label for e in encoded])
-    mask = jnp.concatenate([jnp.broadcast_to(e.channel_mask, (n, x0.shape[-1])) for e, n in zip(encoded, sizes)])
-    indices = [jnp.full(n, world_model.task_index(task)) for task, n in zip(batch, sizes)]
-    task_index = jnp.concatenate(indices).astype(jnp.int32)
-
-    k = jax.random.randint(level_key, (x0.shape[0],), 0, schedule.num_steps)
-    noise = jax.random.normal(noise_key, x0.shape)
-    x_k = noised(x0, k, noise, schedule, mask)
-    target = x0 if world_model.config.prediction == "x0" else noise * mask[:, None, :]
-    prediction = world_model.predict(params, task_index, x_k, k) * mask[:, None, :]
-    rows = row_weights(x0.shape[1], config.first_row_weight)
-    per_channel = (prediction - target) ** 2 * rows[None, :, None]
-    per_sequence = per_channel.sum((1, 2)) / (x0.shape[1] * mask.sum(-1))
-    denoise = jnp.sum(per_sequence * weight)
-    returns = classifier_loss(world_model, params, task_index, jax.lax.stop_gradient(x_k), k, label, weight)
-
-    total += denoise + config.classifier_weight * returns
-    for task, first, size in zip(batch, [sum(sizes[:i]) for i in range(len(sizes))], sizes):
-        share = slice(first, first + size)
-        metrics[f"{task}/denoise"] = jnp.sum(per_sequence[share] * weight[share]) * len(batch)
-    return total, metrics | {"loss": total, "denoise": denoise, "return": returns}
+    shared_key, *task_keys = jax.random.split(key, 1 + len(batch))
+    own, parts, metrics = 0.0, [], {}
+    for (task, segments), task_key in zip(batch.items(), task_keys, strict=True):
+        loss, sequences, numbers = task_loss(world_model, params, stats[task], task, segments, task_key, config)
+        own += loss / len(batch)
+        parts.append(sequences)
+        metrics |= {f"{task}/{name}": value for name, value in numbers.items()}
+    denoise, returns = shared_losses(world_model, params, schedule, parts, shared_key, config)
+    metrics |= {f"{task}/denoise": value for task, value in zip(batch, denoise, strict=True)}
+    mean_denoise = sum(denoise) / len(batch)
+    total = own + mean_denoise + config.classifier_weight * returns
+    return total, metrics | {"loss": total, "denoise": mean_denoise, "return": returns}

@@ -128,7 +128,7 @@ class LossConfig:
     label: str = "neighbourhood"  # return label: "own" or "neighbourhood", see losses.LABELS
     centred: bool = False  # subtract V(z_0, m_0) from the label the classifier learns
     discount: float = 0.95
-    first_row_weight: float = 3.0  # weight of row 1, the one the inverse dynamics reads; row 0 (clamped) has weight 0
+    next_row_weight: float = 3.0  # weight of row 1, the one the inverse dynamics reads; row 0 (clamped) has weight 0
     inverse_dynamics_noise: float = 0.5  # s: std of the noise added to z_{t+1} in training, in latent standard deviations
     inverse_dynamics_weight: float = 1.0
     classifier_weight: float = 1.0
