@@ -17,7 +17,7 @@ import ml_collections
 
 from experiments import runtime, settings, train_loop
 from experiments.collect import dataset_dir
-from experiments.pretrain import pretrain_dir, segments_per_update, stats_of
+from experiments.pretrain import pretrain_dir, segments_per_update
 from networld_jax import checkpoints, datasets, training
 from networld_jax.schedules import cosine_schedule
 from networld_jax.types import Params, Trajectories
@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
 
     data = few_shot_data(config, workdir)
     spec = world_model.specs[task]
-    stats = {task: stats_of(spec, data, world_model.config, loss)}
+    stats = {task: datasets.task_stats(data, spec, world_model.config, loss.discount)}
     params = initial_params(config, workdir, world_model)
     schedule = cosine_schedule(world_model.config.diffusion_steps)
     rate = training.learning_rate_schedule(c.learning_rate, c.num_updates, c.warmup_updates)

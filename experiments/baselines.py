@@ -17,11 +17,10 @@ import ml_collections
 
 from experiments import runtime, settings, train_loop
 from experiments.adapt import few_shot_data
-from experiments.pretrain import stats_of
 from networld_envs.types import Policy, TaskSpec
 from networld_jax import datasets, planning
 from networld_jax.baselines import Baseline, BCConfig, make_bc
-from networld_jax.types import LossConfig, TaskStats, Trajectories, WorldModelConfig
+from networld_jax.types import TaskStats, Trajectories, WorldModelConfig
 
 METHODS = ("ma_bc", "ma_bc_mf")
 
@@ -70,9 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple[Pol
     train_loop.check_updates(config.bc, "bc")
     spec = settings.environment(config, config.held_out).spec
     data = few_shot_data(config, workdir)
-    stats = stats_of(
-        spec, data, settings.from_config(WorldModelConfig, config.model), settings.from_config(LossConfig, config.loss)
-    )
+    stats = datasets.task_stats(data, spec, settings.from_config(WorldModelConfig, config.model), config.loss.discount)
     return {method: train_baseline(config, workdir, method, spec, data, stats) for method in METHODS}
 
 

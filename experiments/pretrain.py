@@ -17,26 +17,13 @@ import ml_collections
 from experiments import runtime, settings, train_loop
 from experiments.collect import dataset_dir
 from networld_envs.types import TaskSpec
-from networld_jax import checkpoints, datasets, losses, training
+from networld_jax import checkpoints, datasets, training
 from networld_jax.schedules import cosine_schedule
-from networld_jax.types import LossConfig, TaskStats, Trajectories, WorldModelConfig
 
 
 def pretrain_dir(workdir: Path, held_out: str) -> Path:
     """Where the pre-trained model of a held-out task lives."""
     return Path(workdir) / f"pretrain_without_{held_out}"
-
-
-def return_labels(discount: float) -> dict:
-    """Every label as a function of segments alone, for `datasets.task_stats`."""
-    return {name: lambda segments, f=f: f(segments, discount) for name, f in losses.LABELS.items()}
-
-
-def stats_of(spec: TaskSpec, data: Trajectories, model: WorldModelConfig, loss: LossConfig) -> TaskStats:
-    """Normalisation constants of a task's training data, on the device."""
-    labels = return_labels(loss.discount)
-    stats = datasets.task_stats(data, spec, labels, model.horizon, model.latent_dim, model.num_action_bins)
-    return jax.tree.map(jnp.asarray, stats)
 
 
 def segments_per_update(specs: Mapping[str, TaskSpec], num_sequences: int) -> dict[str, int]:
@@ -55,7 +42,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     runtime.save_config(config, directory, "pretrain")
 
     data = {task: datasets.load(dataset_dir(workdir, task, config.collect.tier))[0] for task in sources}
-    stats = {task: stats_of(world_model.specs[task], data[task], world_model.config, loss) for task in sources}
+    stats = {
+        task: datasets.task_stats(data[task], world_model.specs[task], world_model.config, loss.discount)
+        for task in sources
+    }
     schedule = cosine_schedule(world_model.config.diffusion_steps)
     optimiser = training.make_optimiser(
         training.learning_rate_schedule(c.learning_rate, c.num_updates, c.warmup_updates)

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from networld_envs.types import Information, TaskSpec
+from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field
 from networld_jax.transforms import data_bins, symlog, two_hot
-from networld_jax.types import Segments, TaskStats, Trajectories, Transitions
+from networld_jax.types import Segments, TaskStats, Trajectories, Transitions, WorldModelConfig
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -250,36 +251,36 @@ def action_bins(trajectories: Trajectories, spec: TaskSpec, num_bins: int) -> np
 def task_stats(
     trajectories: Trajectories,
     spec: TaskSpec,
-    labels: Mapping[str, Callable[[Segments], jax.Array]],
-    horizon: int,
-    latent_dim: int,
-    num_action_bins: int,
+    model: WorldModelConfig | None = None,
+    discount: float = 0.95,
     min_std: float = 1e-2,
 ) -> TaskStats:
     """Normalisation constants from training data only.
 
     Args:
-      labels: name -> pure function Segments -> returns [B, N]; windows of `horizon` steps at every half horizon are labelled.
+      model: horizon, latent size and number of action bins (default: WorldModelConfig()).
+      discount: of the return labels; windows of the model's horizon at every half horizon are labelled.
       min_std: floor of the observation std in symlog units, so that a nearly constant entry is not blown up.
     """
+    model = model or WorldModelConfig()
     present = np.asarray(trajectories.agent_mask)[:, None, :] > 0
     obs = np.asarray(trajectories.obs, np.float32)
     rows = obs[np.broadcast_to(present, obs.shape[:3])]
     squashed = np.sign(rows) * np.log1p(np.abs(rows))
     rewards = np.asarray(trajectories.reward)[np.broadcast_to(present, trajectories.reward.shape)]
-    bins = action_bins(trajectories, spec, num_action_bins)
+    bins = action_bins(trajectories, spec, model.num_action_bins)
     actions = np.asarray(trajectories.action)[np.broadcast_to(present, trajectories.reward.shape)]
     actions = actions[:: max(1, len(actions) // 50_000)]
     histogram = np.asarray(jax.vmap(two_hot, in_axes=(1, 0))(jnp.asarray(actions), jnp.asarray(bins))).mean(1)
     mean, std = {}, {}
-    for name, label_fn in labels.items():
-        values = _all_labels(trajectories, label_fn, horizon)
+    for name, label_fn in LABELS.items():
+        values = _all_labels(trajectories, lambda segments, f=label_fn: f(segments, discount), model.horizon)
         mean[name], std[name] = np.float32(values.mean()), np.float32(max(values.std(), 1e-6))
-    return TaskStats(
+    stats = TaskStats(
         obs_mean=squashed.mean(0, dtype=np.float64).astype(np.float32),
         obs_std=np.maximum(squashed.std(0, dtype=np.float64), min_std).astype(np.float32),
-        latent_mean=np.zeros(latent_dim, np.float32),
-        latent_std=np.ones(latent_dim, np.float32),
+        latent_mean=np.zeros(model.latent_dim, np.float32),
+        latent_std=np.ones(model.latent_dim, np.float32),
         return_mean=mean,
         return_std=std,
         reward_mean=np.float32(rewards.mean()),
@@ -287,6 +288,7 @@ def task_stats(
         action_bins=bins,
         action_log_histogram=np.log(histogram + 1e-3).astype(np.float32),
     )
+    return jax.tree.map(jnp.asarray, stats)
 
 
 def _all_labels(trajectories: Trajectories, label_fn: Callable[[Segments], jax.Array], horizon: int) -> np.ndarray:

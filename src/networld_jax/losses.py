@@ -1,43 +1,21 @@
-"""Return labels and the joint loss of denoiser, classifier, inverse dynamics and value heads."""
+"""The joint loss of denoiser, classifier, inverse dynamics and value heads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from networld_jax.diffusion import denoising_loss, loss_weights, q_sample
+from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.transforms import two_hot_cross_entropy
 from networld_jax.types import LossConfig, Params, Segments, TaskStats
 
 Stats = Mapping[str, TaskStats]
-
-# ---------------------------------------------------------------------------------------------------- labels
-
-
-def own_return(segments: Segments, discount: float) -> jax.Array:
-    """R_i = sum_{h<H} gamma^h r_i(t+h), [B, N]."""
-    horizon = segments.reward.shape[-1]
-    return segments.reward @ (discount ** jnp.arange(horizon, dtype=segments.reward.dtype))
-
-
-def neighbourhood_return(segments: Segments, discount: float) -> jax.Array:
-    """R_i = sum over the closed 1-hop neighbourhood of own_return_j / (1 + degree_j), [B, N].
-
-    Every agent spreads its return evenly over its closed neighbourhood, so the labels of all agents sum to the team's
-    return: an agent that gains at its neighbours' cost sees the cost.
-    """
-    own = own_return(segments, discount)
-    spread = own / (1.0 + segments.adjacency.sum(-1))
-    return spread + jnp.einsum("bij,bj->bi", segments.adjacency, spread)
-
-
-LABELS: dict[str, Callable[[Segments, float], jax.Array]] = {"own": own_return, "neighbourhood": neighbourhood_return}
-
 
 def standardised_label(segments: Segments, stats: TaskStats, config: LossConfig) -> jax.Array:
     """The configured label with the task's data mean 0 and std 1, [B, N]."""
