@@ -22,6 +22,7 @@ from networld_envs import experts
 from networld_jax.datasets import write_atomically
 from networld_jax.evaluation import Scores, anchored, paired_difference
 
+
 def row(scores: Scores, num_steps: int, headline: tuple[str, ...]) -> dict[str, Any]:
     """A policy's entry of calibration.json."""
     metrics = {k: float(v.mean()) for k, v in scores.metrics.items()}

@@ -219,7 +219,9 @@ def reference_scores(config: ml_collections.ConfigDict, task: str, env: Environm
     scores: dict[str, Any] = {"split": "train_eval", "instances": c.reference_instances, "steps": c.reference_steps}
     protocol = Protocol(c.reference_instances, c.reference_steps)
     for name in ("random", "expert"):
-        policy = settings.tier_policy(task, env, "expert") if name == "expert" else settings.rule_policy(task, env, name)
+        policy = (
+            settings.tier_policy(task, env, "expert") if name == "expert" else settings.rule_policy(task, env, name)
+        )
         result = evaluate(env, policy, {}, protocol, split="train_eval")
         scores[name] = {"mean": result.mean, "sem": result.sem}
     return scores

@@ -45,7 +45,9 @@ def learning_curves(runs: Mapping[str, Path]) -> Figure:
             keys = [k for k in rows[0] if k == metric or k.endswith("/" + metric)]
             keys = [k for k in keys if "/" in k] if metric == "inverse_dynamics" else [metric]
             for key in keys:
-                axis.plot(steps, [row[key] for row in rows], label=f"{name} {key.split('/')[0]}" if "/" in key else name)
+                axis.plot(
+                    steps, [row[key] for row in rows], label=f"{name} {key.split('/')[0]}" if "/" in key else name
+                )
     for axis, title in zip(axes, ("denoising loss", "return loss", "inverse-dynamics cross-entropy"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("update")
@@ -66,7 +68,9 @@ def score_bars(task: str, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     axis.axvline(0, color="0.7", lw=0.8)
     axis.axvline(1, color="0.7", lw=0.8, ls="--")
     first = rows[names[0]]
-    axis.set_xlabel("anchored score: 0 = random, 1 = best rule an agent could follow; bar = standard error over instances")
+    axis.set_xlabel(
+        "anchored score: 0 = random, 1 = best rule an agent could follow; bar = standard error over instances"
+    )
     axis.set_title(f"{task}: {first['instances']} test instances x {first['steps']} steps (mean reward in brackets)")
     figure.tight_layout()
     return figure
@@ -142,7 +146,12 @@ def plan_picture(names: list[str], imagined: np.ndarray, realised: np.ndarray, a
 
 
 def diagnostics(
-    names: list[str], imagined: np.ndarray, realised: np.ndarray, mask: np.ndarray, data_action: np.ndarray, action: np.ndarray
+    names: list[str],
+    imagined: np.ndarray,
+    realised: np.ndarray,
+    mask: np.ndarray,
+    data_action: np.ndarray,
+    action: np.ndarray,
 ) -> Figure:
     """Latent std, correlation of imagined and realised z_1 per entry, and the action histograms of data and planner."""
     used, present = len(names), mask > 0

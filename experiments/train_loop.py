@@ -74,7 +74,9 @@ def train(
         key = jax.random.key(seed)
         with runtime.progress(title, config.num_updates) as advance:
             advance(first)
-            for dispatch in range(first // config.updates_per_dispatch, config.num_updates // config.updates_per_dispatch):
+            for dispatch in range(
+                first // config.updates_per_dispatch, config.num_updates // config.updates_per_dispatch
+            ):
                 state, metrics = epoch(state, data, key)
                 done = (dispatch + 1) * config.updates_per_dispatch
                 numbers = {name: float(value) for name, value in metrics.items()}

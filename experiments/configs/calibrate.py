@@ -1,6 +1,6 @@
 """Every rule of every task on the fixed test instances.
 
-    python -m experiments.calibrate --config=experiments/configs/calibrate.py --workdir=runs/calibrate --publish
+python -m experiments.calibrate --config=experiments/configs/calibrate.py --workdir=runs/calibrate --publish
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Every value of every stage, with its unit. The other files change a few of them.
 
-    python -m experiments.<stage> --config=experiments/configs/small.py --workdir=runs/small [--config.<field>=<value>]
+python -m experiments.<stage> --config=experiments/configs/small.py --workdir=runs/small [--config.<field>=<value>]
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The demo: everything end to end in at most 15 minutes on 2 CPU cores.
 
-    make demo            (= python -m experiments.demo --config=experiments/configs/demo.py --workdir=runs/demo)
+make demo            (= python -m experiments.demo --config=experiments/configs/demo.py --workdir=runs/demo)
 """
 
 from ml_collections import ConfigDict

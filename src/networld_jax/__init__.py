@@ -4,9 +4,9 @@ The tour: an environment (`networld_envs.make`) and a policy give `Trajectories`
 networks as pure functions; `joint_loss` trains them; `make_planner` turns them into a policy again; `evaluate` scores it.
 """
 
-from networld_jax.datasets import from_arrays, load, sample_segments, spec_from_trajectories, task_stats
+from networld_jax.datasets import from_arrays, load, spec_from_trajectories, task_stats
 from networld_jax.evaluation import Protocol, Scores, anchored, evaluate, paired_difference
-from networld_jax.labels import neighbourhood_return, own_return
+from networld_jax.labels import neighbourhood_return
 from networld_jax.losses import joint_loss
 from networld_jax.mean_field import mean_field
 from networld_jax.planning import PolicyParams, make_planner
@@ -14,7 +14,15 @@ from networld_jax.rollout import rollout
 from networld_jax.sampling import guided, sample_ddim, sample_ddpm, sample_dpmpp_2m
 from networld_jax.schedules import NoiseSchedule, cosine_schedule
 from networld_jax.training import init_train_state, make_epoch, make_optimiser, make_update, world_model_loss
-from networld_jax.types import LossConfig, PlannerConfig, Segments, TaskStats, TrainState, Trajectories, WorldModelConfig
+from networld_jax.types import (
+    LossConfig,
+    PlannerConfig,
+    Segments,
+    TaskStats,
+    TrainState,
+    Trajectories,
+    WorldModelConfig,
+)
 from networld_jax.world_model import WorldModel, make_world_model
 
 __all__ = [
@@ -45,13 +53,11 @@ __all__ = [
     "make_world_model",
     "mean_field",
     "neighbourhood_return",
-    "own_return",
     "paired_difference",
     "rollout",
     "sample_ddim",
     "sample_ddpm",
     "sample_dpmpp_2m",
-    "sample_segments",
     "spec_from_trajectories",
     "task_stats",
     "world_model_loss",

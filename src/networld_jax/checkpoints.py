@@ -109,7 +109,9 @@ def load_model(directory: Path) -> tuple[WorldModel, Params, dict[str, TaskStats
     """(world model, params, stats per task, facts). Raises CheckpointError when missing, truncated or altered."""
     directory = Path(directory)
     if not (directory / MODEL_FILE).exists():
-        raise CheckpointError(f"{directory / MODEL_FILE} is missing: no finished model there; run the stage that writes it")
+        raise CheckpointError(
+            f"{directory / MODEL_FILE} is missing: no finished model there; run the stage that writes it"
+        )
     try:
         description = json.loads((directory / MODEL_FILE).read_bytes())
         config = WorldModelConfig(**_tuples(description["config"]))

@@ -113,7 +113,14 @@ def take_steps(trajectories: Trajectories, num_steps: int) -> Trajectories:
         raise ValueError(f"num_steps must lie in 1..{runs * length} (what the data holds), got {num_steps}")
     whole = min(runs, -(-num_steps // length))
     keep = min(length, -(-num_steps // whole))
-    cut = {"obs": keep + 1, "action": keep, "reward": keep, "terminated": keep, "truncated": keep, "is_demonstration": keep}
+    cut = {
+        "obs": keep + 1,
+        "action": keep,
+        "reward": keep,
+        "terminated": keep,
+        "truncated": keep,
+        "is_demonstration": keep,
+    }
     fields = {f: getattr(trajectories, f)[:whole] for f in FIELDS}
     return Trajectories(**{f: v[:, : cut[f]] if f in cut else v for f, v in fields.items()})
 

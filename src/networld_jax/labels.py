@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from networld_jax.types import Segments
 
 
-
 def own_return(segments: Segments, discount: float) -> jax.Array:
     """R_i = sum_{h<H} gamma^h r_i(t+h), [B, N]."""
     horizon = segments.reward.shape[-1]

@@ -17,6 +17,7 @@ from networld_jax.types import LossConfig, Params, Segments, TaskStats
 
 Stats = Mapping[str, TaskStats]
 
+
 def standardised_label(segments: Segments, stats: TaskStats, config: LossConfig) -> jax.Array:
     """The configured label with the task's data mean 0 and std 1, [B, N]."""
     label = LABELS[config.label](segments, config.discount)
@@ -159,9 +160,7 @@ def shared_losses(
     denoise, first = [], 0
     for part in parts:
         share = slice(first, first := first + len(part.x0))
-        rows = loss_weights(
-            *x0.shape[1:], next_row_weight=config.next_row_weight, channel_mask=part.channel_mask
-        )
+        rows = loss_weights(*x0.shape[1:], next_row_weight=config.next_row_weight, channel_mask=part.channel_mask)
         denoise.append(jnp.sum(denoising_loss(prediction[share], target[share], rows) * part.weight))
     returns = classifier_loss(world_model, params, task_index, jax.lax.stop_gradient(x_k), k, label, weight)
     return denoise, returns

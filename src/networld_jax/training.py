@@ -12,7 +12,7 @@ import optax
 from networld_jax.datasets import sample_segments
 from networld_jax.losses import Stats, joint_loss
 from networld_jax.schedules import NoiseSchedule
-from networld_jax.types import LossConfig, Params, Trajectories, TrainState
+from networld_jax.types import LossConfig, Params, TrainState, Trajectories
 
 PER_TASK = ("encoder", "decoder", "inverse_dynamics", "value", "action_value")
 SHARED = ("denoiser", "classifier")

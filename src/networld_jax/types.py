@@ -1,8 +1,8 @@
 """Data types of the library. Axis letters: see `networld_envs.types`.
 
-    E env copies   B segments in a batch   R stored trajectories   L episode length   H horizon
-    N agents       O observation features  A action components     D latent size      2D own latent ++ mean field
-    K diffusion steps                      M two-hot bins
+E env copies   B segments in a batch   R stored trajectories   L episode length   H horizon
+N agents       O observation features  A action components     D latent size      2D own latent ++ mean field
+K diffusion steps                      M two-hot bins
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Segments:
     """Agent-major windows of H steps; the diffused window is obs[..., :H, :]."""
 
     obs: jax.Array  # [B, N, H+1, O]
-    message_obs: jax.Array  # [B, N, H+1, O] what neighbours' messages at these steps describe: obs, `message_delay` older
+    message_obs: (
+        jax.Array
+    )  # [B, N, H+1, O] what neighbours' messages at these steps describe: obs, `message_delay` older
     action: jax.Array  # [B, N, H, A]
     reward: jax.Array  # [B, N, H]
     is_demonstration: jax.Array  # [B, H] bool
@@ -129,12 +131,16 @@ class LossConfig:
     centred: bool = False  # subtract V(z_0, m_0) from the label the classifier learns
     discount: float = 0.95
     next_row_weight: float = 3.0  # weight of row 1, the one the inverse dynamics reads; row 0 (clamped) has weight 0
-    inverse_dynamics_noise: float = 0.5  # s: std of the noise added to z_{t+1} in training, in latent standard deviations
+    inverse_dynamics_noise: float = (
+        0.5  # s: std of the noise added to z_{t+1} in training, in latent standard deviations
+    )
     inverse_dynamics_weight: float = 1.0
     classifier_weight: float = 1.0
     value_weight: float = 1.0
     reconstruction_weight: float = 0.0
-    encoder_diffusion_grad: float = 0.0  # multiplier of the diffusion gradient into the encoder; 1 = the paper's wording, collapses
+    encoder_diffusion_grad: float = (
+        0.0  # multiplier of the diffusion gradient into the encoder; 1 = the paper's wording, collapses
+    )
     message_dropout: float = 0.0  # probability that an agent's mean field is zeroed for a whole window
 
 

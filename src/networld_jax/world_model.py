@@ -13,7 +13,7 @@ from networld_envs.types import TaskSpec
 from networld_jax import networks
 from networld_jax.datasets import normalise_obs
 from networld_jax.transforms import from_two_hot
-from networld_jax.types import Params, TaskStats, WorldModelConfig
+from networld_jax.types import Params, WorldModelConfig
 
 
 class WorldModel(NamedTuple):

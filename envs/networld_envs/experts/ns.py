@@ -1,0 +1,287 @@
+"""Policies of the `ns` task: rules of thumb, a causal expert, oracles, and the mixtures that collect offline data.
+
+Expert and oracles decide on the fluid model of `ns_model`. What they know:
+
+| policy | users now | users later | load around |
+|---|---|---|---|
+| expert | estimated from the BS's own counts | extrapolated | neighbours' messages |
+| greedy_oracle | exact | exact, next window | exact |
+| lookahead_oracle | exact | exact, `LOOKAHEAD` windows | exact |
+
+"Exact" follows the moving crowds; which sessions will end is known to nobody.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from networld_envs import ns_mobility as mobility
+from networld_envs.experts import ns_model
+from networld_envs.experts.ns_model import Model
+from networld_envs.ns import NUM_SLICES, NSParams, NSState, reset, transition, draw
+from networld_envs.ns_slots import RB_HZ
+from networld_envs.policies import disturbed, mixture, stateless
+from networld_envs.types import Policy
+
+LOOKAHEAD = 16  # windows
+TREND = 0.5  # how much of the last change the expert extrapolates
+SEGMENT_WINDOWS = 25  # the mixed tier redraws each agent's policy this often
+PERTURB_PROBABILITY = 0.2
+PERTURB_CONCENTRATION = 30.0
+# Best common split (VoLTE, video, URLLC) on 16 training episodes of the default task: `fit_constant(NSParams())`.
+CONSTANT_SHARES = (0.13, 0.44, 0.43)
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def random_split(params: NSParams) -> Policy:
+    """Uniform on the simplex, anew in every window."""
+
+    def act(key, obs, adjacency, env_state):
+        del adjacency, env_state
+        return params.bandwidth_hz * jax.random.dirichlet(key, jnp.ones(NUM_SLICES), obs.shape[:1])
+
+    return stateless(act)
+
+
+def constant_split(shares, params: NSParams) -> Policy:
+    """The same split always: shares [3] for all or [N, 3]."""
+    shares = jnp.asarray(shares, jnp.float32)
+
+    def act(key, obs, adjacency, env_state):
+        del key, adjacency, env_state
+        wanted = shares if shares.ndim == 2 else jnp.broadcast_to(shares[None, :], (obs.shape[0], NUM_SLICES))
+        return params.bandwidth_hz * wanted
+
+    return stateless(act)
+
+
+def demand_proportional(params: NSParams) -> Policy:
+    """Bandwidth in proportion to the packets of the last window."""
+
+    def act(key, obs, adjacency, env_state):
+        del key, adjacency, env_state
+        demand = obs[:, 3:6] + 1e-3
+        return params.bandwidth_hz * demand / demand.sum(axis=-1, keepdims=True)
+
+    return stateless(act)
+
+
+# --- decisions on the model -----------------------------------------------------------------------------------------
+
+
+def rbs_to_hz(rbs: jax.Array, params: NSParams) -> jax.Array:
+    """Hz for whole RBs that sum to K; what is left of W goes to the slices evenly."""
+    rest = (params.bandwidth_hz - rbs.sum(axis=-1, keepdims=True) * RB_HZ) / NUM_SLICES
+    return rbs * RB_HZ + rest
+
+
+def _splits(num_rbs: int, step: int = 1) -> np.ndarray:
+    """[splits, 3] whole RBs that sum to num_rbs, in steps."""
+    levels = range(0, num_rbs + 1, step)
+    return np.array([(a, b, num_rbs - a - b) for a in levels for b in levels if a + b <= num_rbs])
+
+
+def split_scores(model: Model, users: jax.Array, load: jax.Array, splits: np.ndarray) -> jax.Array:
+    """[N, splits] expected reward; users [N, 3], load [N] felt around."""
+    curves = ns_model.ssr_curves(model, users, load)
+    return sum(curves[:, n, splits[:, n]] for n in range(NUM_SLICES)) / NUM_SLICES
+
+
+def best_split(model: Model, users: jax.Array, load: jax.Array, params: NSParams) -> jax.Array:
+    """[N, 3] Hz: the split that maximises the expected reward if users and load stay as given."""
+    splits = _splits(model.num_rbs)
+    best = jnp.argmax(split_scores(model, users, load, splits), axis=-1)
+    return rbs_to_hz(jnp.asarray(splits, jnp.float32)[best], params)
+
+
+def _reachable(alloc_hz: jax.Array, splits: np.ndarray, params: NSParams) -> jax.Array:
+    """[N, splits] bool: can be in force in the next window."""
+    if params.is_instant:
+        return jnp.ones((alloc_hz.shape[0], len(splits)), bool)
+    target = rbs_to_hz(jnp.asarray(splits, jnp.float32), params)
+    change = jnp.abs(target[None, :, :] - alloc_hz[:, None, :]).max(axis=-1)
+    nearest = change <= change.min(axis=-1, keepdims=True) + 1.0  # something is always reachable
+    return (change <= params.max_change_hz + 1.0) | nearest
+
+
+# --- the causal expert ----------------------------------------------------------------------------------------------
+
+
+def estimated_users(model: Model, arrivals: jax.Array) -> jax.Array:
+    """[N, 3] users of each slice out of the packets [N, 3] of a window."""
+    per_user = jnp.asarray(model.packets_per_slot, arrivals.dtype) * model.window_slots
+    return arrivals / per_user[None, :]
+
+
+def neighbour_load(model: Model, load: jax.Array, adjacency: jax.Array) -> jax.Array:
+    """[N] load around out of the 1-hop neighbours' loads [N]; cells further away are taken to be like them."""
+    weights = model.coupling * adjacency
+    heard = jnp.maximum(weights.sum(axis=-1), 1e-6)
+    return (weights @ load) / heard * model.coupling.sum(axis=-1)
+
+
+def expert(params: NSParams) -> Policy:
+    """Counts -> users -> extrapolated to the window that the action decides -> best split for them.
+
+    Each BS broadcasts one float, the load it expects to cause.
+    """
+    if params.observation != "full":
+        return constant_split(CONSTANT_SHARES, params)
+    model = ns_model.make_model(params)
+
+    def act(key, obs, adjacency, env_state):
+        del key, env_state
+        before, last = estimated_users(model, obs[:, 0:3]), estimated_users(model, obs[:, 3:6])
+        ahead = 1 if params.is_instant else 2
+        users = jnp.maximum(last + TREND * ahead * (last - before), 0)
+        load = ns_model.expected_load(model, last, obs[:, 9:12] * model.num_rbs)
+        return best_split(model, users, neighbour_load(model, load, adjacency), params)
+
+    return stateless(act, information="one_hop", message_bytes=4)
+
+
+# --- oracles --------------------------------------------------------------------------------------------------------
+
+
+def _known_users(state: NSState, params: NSParams, num_windows: int) -> jax.Array:
+    """[windows, N, 3] users per cell and slice in windows t, t + 1, ..., unless sessions end or crowds turn."""
+    unknown = jnp.full((4, 3 * params.hotspots_per_slice), 0.5)
+
+    def window(carry, i):
+        users, hotspots = carry
+        if params.traces is not None:
+            row = (state.trace_start + state.t + i) % params.traces.position_m.shape[0]
+            users = users.replace(position_m=params.traces.position_m[row])
+        else:
+            hotspots = mobility.move_hotspots(hotspots, unknown, params)
+            users = mobility.move_users(users, hotspots, params)
+        group = mobility.nearest_cell(users.position_m, params) * NUM_SLICES + users.slice_index
+        counts = jax.ops.segment_sum(jnp.ones(group.shape), group, NUM_SLICES * params.num_cells)
+        return (users, hotspots), counts.reshape(params.num_cells, NUM_SLICES)
+
+    return jax.lax.scan(window, (state.users, state.hotspots), jnp.arange(num_windows))[1]
+
+
+def greedy_oracle(params: NSParams) -> Policy:
+    """The reachable split that is best in the one window that the action decides."""
+    model = ns_model.make_model(params)
+    splits = _splits(model.num_rbs)
+
+    def act(key, obs, adjacency, env_state):
+        del key, obs, adjacency
+        decided = 0 if params.is_instant else 1
+        users = _known_users(env_state, params, decided + 1)[decided]
+        scores = split_scores(model, users, ns_model.around_load(model, env_state.load), splits)
+        scores = jnp.where(_reachable(env_state.alloc_hz, splits, params), scores, -1.0)
+        return rbs_to_hz(jnp.asarray(splits, jnp.float32)[jnp.argmax(scores, axis=-1)], params)
+
+    return stateless(act, information="global")
+
+
+def lookahead_oracle(params: NSParams, num_windows: int = LOOKAHEAD) -> Policy:
+    """Dynamic programming over the next windows, on a grid of splits whose steps are the change limit.
+
+    Exact users, load around as it is now. With instant allocation windows do not interact and this is the greedy oracle.
+    """
+    if params.is_instant:
+        return greedy_oracle(params)
+    model = ns_model.make_model(params)
+    step = int(np.clip(float(params.max_change_hz) // RB_HZ, 1, 4))
+    splits = _splits(model.num_rbs, step)
+    apart = np.abs(splits[:, None] - splits[None]).max(axis=-1)
+    # Within one step of each other: at most 7 successors; the list is filled up with the split itself.
+    order = np.argsort(apart, axis=-1, kind="stable")[:, :7]
+    successors = np.where(np.take_along_axis(apart, order, axis=-1) <= step, order, np.arange(len(splits))[:, None])
+
+    def act(key, obs, adjacency, env_state):
+        del key, obs, adjacency
+        users = _known_users(env_state, params, num_windows + 1)[1:]
+        load = ns_model.around_load(model, env_state.load)
+        scores = jax.lax.map(lambda u: split_scores(model, u, load, splits), users)  # [H, N, splits]
+
+        def backward(value, score):
+            return score + value[:, successors].max(axis=-1), None
+
+        value, _ = jax.lax.scan(backward, jnp.zeros_like(scores[0]), scores, reverse=True)
+        value = jnp.where(_reachable(env_state.alloc_hz, splits, params), value, -1.0)
+        return rbs_to_hz(jnp.asarray(splits, jnp.float32)[jnp.argmax(value, axis=-1)], params)
+
+    return stateless(act, information="global")
+
+
+# --- fitted constants -----------------------------------------------------------------------------------------------
+
+
+def _episode_scores(key: jax.Array, params: NSParams, num_steps: int) -> jax.Array:
+    """[N, splits] mean expected reward of every split over the users of one episode (run with equal shares)."""
+    model = ns_model.make_model(params)
+    splits = _splits(model.num_rbs)
+    reset_key, step_key = jax.random.split(jax.random.fold_in(key, 0))
+    state, _ = reset(reset_key, params)
+    equal = jnp.full((params.num_cells, NUM_SLICES), params.bandwidth_hz / NUM_SLICES)
+
+    def window(carry, t):
+        state, total = carry
+        state, _ = transition(state, equal, draw(jax.random.fold_in(step_key, t), state, params), params)
+        group = state.cell * NUM_SLICES + state.users.slice_index
+        counts = jax.ops.segment_sum(jnp.ones(group.shape), group, NUM_SLICES * params.num_cells)
+        users = counts.reshape(params.num_cells, NUM_SLICES)
+        return (state, total + split_scores(model, users, ns_model.around_load(model, state.load), splits)), None
+
+    total = jnp.zeros((params.num_cells, len(splits)))
+    (_, total), _ = jax.lax.scan(window, (state, total), jnp.arange(num_steps))
+    return total / num_steps
+
+
+def fit_constant(params: NSParams, keys: jax.Array, num_steps: int = 100) -> np.ndarray:
+    """[3] shares of the best common split over the episodes `keys`, e.g. instance_keys("ns", "data", 16)."""
+    run = jax.jit(functools.partial(_episode_scores, params=params, num_steps=num_steps))
+    scores = np.mean([np.asarray(run(key)).mean(axis=0) for key in keys], axis=0)
+    splits = _splits(ns_model.make_model(params).num_rbs)
+    return splits[scores.argmax()] / splits[0].sum()
+
+
+def hindsight_shares(key: jax.Array, params: NSParams, num_steps: int) -> jax.Array:
+    """[N, 3] shares: the best constant split of every BS for the users of the episode `key`; feed to `constant_split`."""
+    splits = _splits(ns_model.make_model(params).num_rbs)
+    best = jnp.argmax(_episode_scores(key, params, num_steps), axis=-1)
+    return jnp.asarray(splits / splits[0].sum(), jnp.float32)[best]
+
+
+# --- tables and tiers -----------------------------------------------------------------------------------------------
+
+
+def policies(params: NSParams) -> dict[str, Policy]:
+    """The rows of every table. The hindsight constant is `constant_split(hindsight_shares(key, ...), params)`."""
+    return {
+        "random": random_split(params),
+        "equal": constant_split(np.full(NUM_SLICES, 1 / NUM_SLICES), params),
+        "demand_proportional": demand_proportional(params),
+        "constant": constant_split(CONSTANT_SHARES, params),
+        "expert": expert(params),
+        "greedy_oracle": greedy_oracle(params),
+        "lookahead_oracle": lookahead_oracle(params),
+    }
+
+
+def tiers(params: NSParams) -> dict[str, Policy]:
+    """Data-collecting policies."""
+    rows = policies(params)
+    members = [rows[name] for name in ("random", "equal", "demand_proportional", "constant", "expert")]
+
+    def perturb(key, action):
+        shares = action / params.bandwidth_hz
+        return params.bandwidth_hz * jax.random.dirichlet(key, PERTURB_CONCENTRATION * jnp.maximum(shares, 1e-3))
+
+    return {
+        "expert": rows["expert"],
+        "medium": rows["constant"],
+        "mixed": mixture(members, SEGMENT_WINDOWS, perturb, PERTURB_PROBABILITY),
+        "noisy_expert": disturbed(rows["expert"], rows["random"]),
+    }
