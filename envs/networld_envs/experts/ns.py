@@ -22,7 +22,7 @@ import numpy as np
 from networld_envs import ns_mobility as mobility
 from networld_envs.experts import ns_model
 from networld_envs.experts.ns_model import Model
-from networld_envs.ns import NUM_SLICES, NSParams, NSState, reset, transition, draw
+from networld_envs.ns import NUM_SLICES, NSParams, NSState, draw, reset, transition
 from networld_envs.ns_slots import RB_HZ
 from networld_envs.policies import disturbed, mixture, stateless
 from networld_envs.types import Policy
@@ -33,7 +33,7 @@ SEGMENT_WINDOWS = 25  # the mixed tier redraws each agent's policy this often
 PERTURB_PROBABILITY = 0.2
 PERTURB_CONCENTRATION = 30.0
 # Best common split (VoLTE, video, URLLC) on 16 training episodes of the default task: `fit_constant(NSParams())`.
-CONSTANT_SHARES = (0.13, 0.44, 0.43)
+CONSTANT_SHARES = (9 / 55, 19 / 55, 27 / 55)
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
