@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m experiments.demo --config=experiments/configs/demo.py --config.held_out=$(HELD_OUT) --workdir=runs/demo $(ARGS)
+	$(BIN)/python -m experiments.demo --config=experiments/configs/demo.py:$(HELD_OUT) --workdir=runs/demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -17,7 +17,7 @@ import ml_collections
 
 from experiments import runtime, settings, train_loop
 from experiments.collect import dataset_dir
-from experiments.pretrain import pretrain_dir, segments_per_update
+from experiments.pretrain import SECTIONS, pretrain_dir, segments_per_update
 from networld_jax import checkpoints, datasets, training
 from networld_jax.schedules import cosine_schedule
 from networld_jax.types import Params, Trajectories
@@ -71,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     envs = settings.environments(config)
     world_model, loss = settings.world_model(config, envs), settings.loss_config(config)
     directory = adapt_dir(workdir, task, c.from_scratch)
-    runtime.save_config(config, directory, "adapt")
+    runtime.save_config(config, directory, "adapt", (*SECTIONS, "pretrain", "adapt"))
 
     data = few_shot_data(config, workdir)
     spec = world_model.specs[task]

@@ -17,6 +17,7 @@ import ml_collections
 
 from experiments import runtime, settings, train_loop
 from experiments.adapt import few_shot_data
+from experiments.pretrain import SECTIONS
 from networld_envs.types import Policy, TaskSpec
 from networld_jax import datasets, planning
 from networld_jax.baselines import Baseline, BCConfig, make_bc
@@ -56,7 +57,7 @@ def train_baseline(
     c = config.bc
     baseline = make_baseline(config, method, spec)
     directory = Path(workdir) / f"{method}_{config.held_out}"
-    runtime.save_config(config, directory, method)
+    runtime.save_config(config, directory, method, (*SECTIONS, "adapt", "bc"))
     state = baseline.init(jax.random.key(config.seed), stats)
     epoch = make_epoch(baseline, spec, c.batch_size, c.updates_per_dispatch)
     on_device = (jax.tree.map(jnp.asarray, data), stats)

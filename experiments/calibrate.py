@@ -40,7 +40,7 @@ def row(scores: Scores, num_steps: int, headline: tuple[str, ...]) -> dict[str, 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Evaluates everything that is not yet in the file."""
     path = Path(workdir) / "calibration.json"
-    runtime.save_config(config, workdir, "calibrate")
+    runtime.save_config(config, workdir, "calibrate", ("environment", "calibrate", "evaluate"))
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for task in config.calibrate.tasks:
         env = settings.environment(config, task)

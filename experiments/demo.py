@@ -22,7 +22,6 @@ from experiments.evaluate import ANCHORS, Evaluator, summary
 from experiments.tables import print_table
 from networld_jax import checkpoints, planning
 from networld_jax.datasets import write_atomically
-from networld_jax.schedules import cosine_schedule
 
 RULES = {
     "cbf": ("random", "mrt", "slnr_full_power", "static_beams", "local_fp", "warm_fp10"),
@@ -70,12 +69,8 @@ def evaluate_all(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
 
     world_model, params, stats, _ = checkpoints.load_model(adapt.adapt_dir(workdir, task, False) / "model")
     _, scratch_params, scratch_stats, _ = checkpoints.load_model(adapt.adapt_dir(workdir, task, True) / "model")
-    schedule = cosine_schedule(world_model.config.diffusion_steps)
-    planner_config = settings.planner_config(config)
-    alone = planning.make_planner(
-        world_model, schedule, task, planner_config, imagine_fn=planning.repeat_present(world_model)
-    )
-    planner = planning.make_planner(world_model, schedule, task, planner_config)
+    alone = settings.make_planner(config, world_model, task, imagine_fn=planning.repeat_present(world_model))
+    planner = settings.make_planner(config, world_model, task)
     few_shot = planning.PolicyParams(params, stats[task])
     policies["inverse_model_alone"] = (alone, few_shot)
     policies["networld_scratch"] = (planner, planning.PolicyParams(scratch_params, scratch_stats[task]))

@@ -22,7 +22,6 @@ from networld_envs.types import Environment, Policy
 from networld_jax import checkpoints, planning
 from networld_jax.datasets import write_atomically
 from networld_jax.evaluation import Protocol, Scores, anchored, concatenate_scores, make_evaluator, standard_error
-from networld_jax.schedules import cosine_schedule
 
 ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "realisable_anchor"), "ns": ("random", "expert")}
 """Per task the policies at score 0 and 1: random, and the best rule whose information an agent can have."""
@@ -101,8 +100,7 @@ def load_policy(
         return settings.rule_policy(task, env, name), {}
     directory = adapt_dir(workdir, task, from_scratch=name == "networld_scratch") / "model"
     world_model, params, stats, _ = checkpoints.load_model(directory)
-    schedule = cosine_schedule(world_model.config.diffusion_steps)
-    policy = planning.make_planner(world_model, schedule, task, settings.planner_config(config))
+    policy = settings.make_planner(config, world_model, task)
     return policy, planning.PolicyParams(params, stats[task])
 
 

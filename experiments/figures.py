@@ -233,11 +233,12 @@ def model_figures(
     task = env.spec.name
     world_model, params, stats, _ = checkpoints.load_model(model_dir)
     schedule = cosine_schedule(world_model.config.diffusion_steps)
-    planner_config = settings.planner_config(config)
     policy_params = planning.PolicyParams(params, stats[task])
-    policy = planning.make_planner(world_model, schedule, task, planner_config)
+    policy = settings.make_planner(config, world_model, task)
     obs, action, adjacency, mask = episode(env, policy, policy_params, num_steps=80)
-    imagine_fn = planning.diffusion_imagination(world_model, schedule, task, planner_config)
+    imagine_fn = planning.diffusion_imagination(
+        world_model, schedule, task, settings.planner_config(config), settings.sampler(config)
+    )
     imagined, realised = imagined_against_realised(world_model, task, policy_params, imagine_fn, obs, adjacency)
     names = list(env.spec.obs_names) if world_model.config.encoder == "identity" else [
         f"latent {i}" for i in range(world_model.config.latent_dim)

@@ -21,6 +21,10 @@ from networld_jax import checkpoints, datasets, training
 from networld_jax.schedules import cosine_schedule
 
 
+SECTIONS = ("seed", "tasks", "held_out", "environment", "collect", "model", "loss")
+"""What a trained model depends on beside its own stage's settings."""
+
+
 def pretrain_dir(workdir: Path, held_out: str) -> Path:
     """Where the pre-trained model of a held-out task lives."""
     return Path(workdir) / f"pretrain_without_{held_out}"
@@ -39,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     world_model, loss = settings.world_model(config, envs), settings.loss_config(config)
     sources = [task for task in envs if task != config.held_out]
     directory = pretrain_dir(workdir, config.held_out)
-    runtime.save_config(config, directory, "pretrain")
+    runtime.save_config(config, directory, "pretrain", (*SECTIONS, "pretrain"))
 
     data = {task: datasets.load(dataset_dir(workdir, task, config.collect.tier))[0] for task in sources}
     stats = {

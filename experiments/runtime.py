@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +93,17 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def save_config(config: ml_collections.ConfigDict, workdir: Path, stage: str) -> None:
-    """Stores the resolved configuration of a stage; refuses to continue a run with another one.
+def save_config(config: ml_collections.ConfigDict, workdir: Path, stage: str, sections: Sequence[str]) -> None:
+    """Stores the resolved configuration of a stage; refuses to continue a run when one of `sections` has changed.
 
     Raises UserError naming the first field that differs.
     """
     path = Path(workdir) / f"{stage}_config.json"
     text = json.dumps(json.loads(config.to_json_best_effort()), indent=1, sort_keys=True)
     if path.exists():
-        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        old, new = (_flat(json.loads(t)) for t in (path.read_text(), text))
         for field in sorted(old.keys() | new.keys()):
-            if old.get(field) != new.get(field):
+            if field.split(".")[0] in sections and old.get(field) != new.get(field):
                 raise UserError(
                     f"{path} was written with {field}={old.get(field)!r}, got {new.get(field)!r}; "
                     "use another --workdir, or delete this one to start over"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
 import networld_envs
 from networld_envs import experts
 from networld_envs.types import Environment, Policy
+from networld_jax import planning
 from networld_jax.evaluation import Protocol
+from networld_jax.presets import SAMPLERS
+from networld_jax.schedules import cosine_schedule
 from networld_jax.types import LossConfig, PlannerConfig, WorldModelConfig
 from networld_jax.world_model import WorldModel, make_world_model
 
@@ -67,6 +72,26 @@ def planner_config(config: ml_collections.ConfigDict) -> PlannerConfig:
     """The planner; a delay of -1 means what the task declares."""
     delay = config.planner.message_delay_steps
     return from_config(PlannerConfig, config.planner, message_delay_steps=None if delay < 0 else delay)
+
+
+def sampler(config: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
+    """The sampling function. Raises ValueError naming the choices."""
+    return _choose(SAMPLERS, config.planner.sampler, "planner.sampler")
+
+
+def make_planner(config: ml_collections.ConfigDict, model: WorldModel, task: str, **changes: Any) -> Policy:
+    """NetWorld's policy as configured; `changes` go to `planning.make_planner`."""
+    ranks = {"return": planning.rank_by_return, "action_value": planning.rank_by_action_value}
+    rank_fn = _choose(ranks, config.planner.rank, "planner.rank")(model, task)
+    schedule = cosine_schedule(model.config.diffusion_steps)
+    arguments = {"sampler": sampler(config), "rank_fn": rank_fn} | changes
+    return planning.make_planner(model, schedule, task, planner_config(config), **arguments)
+
+
+def _choose(choices: Mapping[str, Any], name: str, field: str) -> Any:
+    if name not in choices:
+        raise ValueError(f"{field} must be one of {sorted(choices)}, got {name!r}")
+    return choices[name]
 
 
 def protocol(config: ml_collections.ConfigDict, task: str) -> Protocol:

@@ -3,15 +3,40 @@
 python -m experiments.<stage> --config=experiments/configs/small.py --workdir=runs/small [--config.<field>=<value>]
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
+from networld_jax.presets import PRESETS, SAMPLERS
 
-def get_config() -> ConfigDict:
-    """The `small` scale (2 CPU cores); `paper.py` holds the paper's sizes."""
+TASKS = ("cbf", "rb", "ns")
+
+
+def use_preset(c: ConfigDict, name: str) -> ConfigDict:
+    """Sets model, loss and planner to a preset of networld_jax.presets; any field may still be overridden after it.
+
+    Raises ValueError for an unknown preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+    preset = PRESETS[name]
+    c.preset = name
+    c.model = ConfigDict(dataclasses.asdict(preset.model))
+    c.loss = ConfigDict(dataclasses.asdict(preset.loss))
+    planner = dataclasses.asdict(preset.planner)
+    planner["message_delay_steps"] = -1  # -1 = what the task declares
+    c.planner = ConfigDict(planner)
+    c.planner.sampler = next(key for key, fn in SAMPLERS.items() if fn is preset.sampler)
+    c.planner.rank = "return"  # how candidates compare: "return" (classifier) or "action_value" (Q)
+    return c
+
+
+def get_config(held_out: str = "rb") -> ConfigDict:
+    """The `small` scale (2 CPU cores); `paper.py` holds the paper's sizes. `--config=<file>:cbf` holds out cbf."""
     c = ConfigDict()
     c.seed = 0  # of networks and training; instances come from frozen ranges and do not depend on it
-    c.tasks = ("cbf", "rb", "ns")  # order fixes the rows of the task embedding
-    c.held_out = "rb"  # few-shot target; the others are the sources
+    c.tasks = TASKS  # order fixes the rows of the task embedding
+    c.held_out = held_out  # few-shot target; the others are the sources
 
     c.environment = ConfigDict()  # parameters changed per task, e.g. environment.ns.preset = "tiny"
     for task in c.tasks:
@@ -28,34 +53,7 @@ def get_config() -> ConfigDict:
     c.collect.reference_instances = 4  # train_eval instances for the manifest's random and expert scores
     c.collect.reference_steps = 100
 
-    c.model = ConfigDict()  # networld_jax.WorldModelConfig
-    c.model.latent_dim = 40  # D
-    c.model.encoder = "identity"  # or "mlp"
-    c.model.encoder_hidden = (128, 128)
-    c.model.horizon = 8  # H, steps
-    c.model.layout = "networld"
-    c.model.width = 32  # U-Net channels at full resolution
-    c.model.width_mults = (1, 2)
-    c.model.diffusion_steps = 20  # K
-    c.model.prediction = "x0"
-    c.model.inverse_dynamics_hidden = (256, 256)
-    c.model.value_hidden = (128, 128)
-    c.model.num_return_bins = 0  # 0 = scalar head
-    c.model.return_range = 5.0  # standard deviations
-    c.model.num_action_bins = 41  # M of box actions
-
-    c.loss = ConfigDict()  # networld_jax.LossConfig
-    c.loss.label = "neighbourhood"
-    c.loss.centred = False
-    c.loss.discount = 0.95
-    c.loss.next_row_weight = 3.0
-    c.loss.inverse_dynamics_noise = 0.5  # latent standard deviations
-    c.loss.inverse_dynamics_weight = 1.0
-    c.loss.classifier_weight = 1.0
-    c.loss.value_weight = 1.0
-    c.loss.reconstruction_weight = 0.0
-    c.loss.encoder_diffusion_grad = 0.0
-    c.loss.message_dropout = 0.0
+    use_preset(c, "small")  # c.model, c.loss, c.planner: networld_jax.types documents every field
 
     c.pretrain = ConfigDict()
     c.pretrain.num_updates = 2000
@@ -87,16 +85,6 @@ def get_config() -> ConfigDict:
     c.bc.batch_size = 1024  # agent transitions
     c.bc.updates_per_dispatch = 250
     c.bc.dispatches_per_checkpoint = 2
-
-    c.planner = ConfigDict()  # networld_jax.PlannerConfig
-    c.planner.guide_scale = 10.0  # w
-    c.planner.num_steps = 3  # network evaluations (DDIM)
-    c.planner.initial_noise_scale = 0.5
-    c.planner.latent_clip = 6.0
-    c.planner.num_candidates = 1
-    c.planner.message_delay_steps = -1  # -1 = what the task declares
-    c.planner.message_loss = 0.0
-    c.planner.message_bits = 8
 
     c.evaluate = ConfigDict()
     c.evaluate.split = "test"

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 from experiments.configs import default
 
 
-def get_config() -> ConfigDict:
+def get_config(held_out: str = "rb") -> ConfigDict:
     """Small data, short training, few instances x 200 steps."""
-    c = default.get_config()
+    c = default.get_config(held_out)
     c.collect.num_trajectories = ConfigDict({"cbf": 24, "rb": 16, "ns": 16})
     c.collect.num_steps = ConfigDict({"cbf": 60, "rb": 200, "ns": 60})
     c.pretrain.num_updates = 1000

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ def from_arrays(
             f"reward {reward.shape} asks for obs {(runs, steps + 1, agents, 'O')} and action "
             f"{(runs, steps, agents, 'A')}, got {obs.shape} and {action.shape}"
         )
-    adjacency = np.broadcast_to(np.asarray(adjacency, np.float32), (runs, agents, agents))
+    adjacency = np.asarray(adjacency, np.float32)
+    if adjacency.shape not in ((agents, agents), (runs, agents, agents)):
+        raise ValueError(f"adjacency must be [N, N] or [R, N, N] with N = {agents}, got {adjacency.shape}")
+    adjacency = np.broadcast_to(adjacency, (runs, agents, agents))
     if np.any(np.diagonal(adjacency, axis1=-2, axis2=-1) != 0):
         raise ValueError("adjacency must have a zero diagonal (an agent is no neighbour of itself)")
     for name, values in (("obs", obs), ("action", action), ("reward", reward), ("adjacency", adjacency)):
@@ -76,6 +80,12 @@ def from_arrays(
             raise ValueError(f"{name} holds a value that is not finite")
     mask = np.ones((runs, agents), np.float32) if agent_mask is None else np.asarray(agent_mask, np.float32)
     shown = np.ones((runs, steps), bool) if is_demonstration is None else np.asarray(is_demonstration, bool)
+    if mask.shape != (runs, agents):
+        raise ValueError(f"agent_mask must be [R, N] = {(runs, agents)}, got {mask.shape}")
+    if shown.shape != (runs, steps):
+        raise ValueError(f"is_demonstration must be [R, L] = {(runs, steps)}, got {shown.shape}")
+    if np.any(adjacency * (1 - mask[:, :, None] * mask[:, None, :])):
+        raise ValueError("adjacency must have zero rows and columns for every absent agent (agent_mask 0)")
     never = np.zeros((runs, steps), bool)
     return Trajectories(obs, action, reward, never, never, adjacency, mask, shown)
 
@@ -162,7 +172,7 @@ def _smallest(values: np.ndarray) -> np.ndarray:
     """Whole numbers within 0..255 as uint8, everything else unchanged: integer tasks take a quarter of the space."""
     if values.dtype == np.float32 and values.size and values.min() >= 0 and values.max() <= 255:
         small = values.astype(np.uint8)
-        if np.array_equal(small, values):
+        if np.array_equal(small, values) and not np.signbit(values).any():  # -0.0 stays a float
             return small
     return values
 
@@ -185,9 +195,9 @@ def read_shard(directory: Path, index: int, expected_sha256: str | None = None) 
     if expected_sha256 and sha256(path) != expected_sha256:
         raise DatasetError(f"{path} does not match its checksum (truncated or altered); delete it and collect again")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             fields = {f: arrays[f] for f in FIELDS}
-    except (ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
+    except (ValueError, KeyError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} is no readable shard ({error}); delete it and collect again") from error
     keep = {"terminated", "truncated", "is_demonstration"}
     return Trajectories(**{f: v if f in keep else v.astype(np.float32) for f, v in fields.items()})
@@ -243,6 +253,13 @@ def normalise_obs(obs: jax.Array, stats: TaskStats) -> jax.Array:
     return (symlog(obs) - jnp.expand_dims(stats.obs_mean, leading)) / jnp.expand_dims(stats.obs_std, leading)
 
 
+def present_rows(trajectories: Trajectories, field: str) -> np.ndarray:
+    """`obs`, `action` or `reward` of present agents at all steps, [rows, ...]."""
+    values = np.asarray(getattr(trajectories, field), np.float32)
+    present = np.asarray(trajectories.agent_mask)[:, None, :] > 0
+    return values[np.broadcast_to(present, values.shape[:3])]
+
+
 def action_bins(trajectories: Trajectories, spec: TaskSpec, num_bins: int) -> np.ndarray:
     """Two-hot bin centres [A, M] per action component.
 
@@ -251,7 +268,7 @@ def action_bins(trajectories: Trajectories, spec: TaskSpec, num_bins: int) -> np
     if spec.action_kind == "integer":
         grid = np.arange(min(spec.action_low), max(spec.action_high) + 1)
         return np.tile(grid[None], (spec.action_dim, 1)).astype(np.float32)
-    flat = np.asarray(trajectories.action).reshape(-1, spec.action_dim)
+    flat = present_rows(trajectories, "action")
     return np.asarray(data_bins(flat.min(0), flat.max(0), num_bins))
 
 
@@ -270,13 +287,11 @@ def task_stats(
       min_std: floor of the observation std in symlog units, so that a nearly constant entry is not blown up.
     """
     model = model or WorldModelConfig()
-    present = np.asarray(trajectories.agent_mask)[:, None, :] > 0
-    obs = np.asarray(trajectories.obs, np.float32)
-    rows = obs[np.broadcast_to(present, obs.shape[:3])]
+    rows = present_rows(trajectories, "obs")
     squashed = np.sign(rows) * np.log1p(np.abs(rows))
-    rewards = np.asarray(trajectories.reward)[np.broadcast_to(present, trajectories.reward.shape)]
+    rewards = present_rows(trajectories, "reward")
     bins = action_bins(trajectories, spec, model.num_action_bins)
-    actions = np.asarray(trajectories.action)[np.broadcast_to(present, trajectories.reward.shape)]
+    actions = present_rows(trajectories, "action")
     actions = actions[:: max(1, len(actions) // 50_000)]
     histogram = np.asarray(jax.vmap(two_hot, in_axes=(1, 0))(jnp.asarray(actions), jnp.asarray(bins))).mean(1)
     mean, std = {}, {}

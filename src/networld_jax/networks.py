@@ -38,11 +38,6 @@ LAYOUTS = {
     # NetWorld: 8 blocks, 4 down and 4 up, at 4 levels; every skip used.
     "networld": Layout(blocks_per_level=1, downsample_last=True, num_mid_blocks=0, top_skip=True),
 }
-PRESETS = {  # name -> (layout, mults)
-    "diffuser": ("diffuser", (1, 2, 4, 8)),
-    "networld": ("networld", (1, 2, 4, 8)),
-    "small": ("networld", (1, 2)),
-}
 
 
 def get_layout(name: str) -> Layout:
