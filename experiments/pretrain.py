@@ -20,7 +20,6 @@ from networld_envs.types import TaskSpec
 from networld_jax import checkpoints, datasets, training
 from networld_jax.schedules import cosine_schedule
 
-
 SECTIONS = ("seed", "tasks", "held_out", "environment", "collect", "model", "loss")
 """What a trained model depends on beside its own stage's settings."""
 

@@ -464,7 +464,7 @@ def check_params(params: NSParams) -> None:
         raise ValueError(
             f"window_slots must be a multiple of interference_slots={params.interference_slots}, got {params.window_slots}"
         )
-    if not 1 <= params.window_slots:
+    if not params.window_slots >= 1:
         raise ValueError(f"window_slots must be at least 1, got {params.window_slots}")
     if max(params.rules.latency_limit_slots) > 31 or min(params.rules.latency_limit_slots) < 1:
         raise ValueError(f"latency limits must be in 1..31 slots, got {params.rules.latency_limit_slots}")
