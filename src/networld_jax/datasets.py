@@ -1,7 +1,7 @@
 """Offline data: arrays in memory, sharded files on disk, windows drawn inside the training scan.
 
-On disk a dataset is a folder of `shard_00000.npz` (one trajectory each, uncompressed) and `manifest.json`. Every file is
-written under a temporary name, fsynced and renamed, the manifest last, so a reader sees a whole dataset or an error.
+On disk a dataset is a folder of `shard_00000.npz` (one trajectory each, uncompressed) and `manifest.json`. Every file
+is written under a temporary name, fsynced and renamed, the manifest last, so a reader sees a whole dataset or an error.
 """
 
 from __future__ import annotations
@@ -263,7 +263,8 @@ def present_rows(trajectories: Trajectories, field: str) -> np.ndarray:
 def action_bins(trajectories: Trajectories, spec: TaskSpec, num_bins: int) -> np.ndarray:
     """Two-hot bin centres [A, M] per action component.
 
-    Integer actions: one bin per integer of the task's range. Box actions: `transforms.data_bins` over the data's range only.
+    Integer actions: one bin per integer of the task's range. Box actions: `transforms.data_bins` over the range of the
+    present agents' data only.
     """
     if spec.action_kind == "integer":
         grid = np.arange(min(spec.action_low), max(spec.action_high) + 1)
