@@ -158,11 +158,12 @@ def test_over_asking_starves_the_late_turns():
 
 
 @pytest.mark.parametrize(
-    ("message_bytes", "expected"),
-    [(0, 0), (1, 1), (7, 1), (8, 2), (64, 9)],  # ceil(9 messages * bytes / 64)
+    ("message_bytes", "mini_slots", "expected"),
+    # ceil(81 requests / M + 9 messages * bytes / 256): the messages fill what the requests leave of the last RB
+    [(0, None, 0), (1, None, 1), (28, None, 1), (29, None, 2), (64, None, 3), (0, 4, 21), (21, 4, 21), (22, 4, 22)],
 )
-def test_messages_are_charged_at_the_head(message_bytes, expected):
-    params = RBParams(message_bytes=message_bytes, mini_slots_per_rb=None)
+def test_messages_are_charged_at_the_head(message_bytes, mini_slots, expected):
+    params = RBParams(message_bytes=message_bytes, mini_slots_per_rb=mini_slots)
     everyone = ~jnp.eye(9, dtype=bool)
     head = rb_mac.signalling_head(jnp.full(9, 9, jnp.int32), everyone, params)
     np.testing.assert_array_equal(head, np.full(9, expected))

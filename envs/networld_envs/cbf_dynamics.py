@@ -20,6 +20,7 @@ class Topology:
     path_gain: jax.Array  # [N, N] linear
     responses: jax.Array | None  # [N, N, M, K] complex, None with a channel trace
     mean_gain: jax.Array  # [N, N] stationary E|h_ijk|^2 per antenna, normalised
+    ue_xy_m: jax.Array | None = None  # [N, 2]; None when gains or channels are supplied without positions
 
 
 @struct.dataclass
@@ -81,7 +82,8 @@ def draw_topology(key: chex.PRNGKey, params: CBFParams) -> Topology:
         nominal_rad = jnp.asarray(params.azimuth_rad, ue_xy_m.dtype)
     spread_rad = params.path_spread_deg * jnp.pi / 180.0
     angle_rad = channels.draw_path_angles(angle_key, nominal_rad, params.num_paths, spread_rad, params.one_sided_angles)
-    return make_topology(path_gain, channels.steering_vectors(angle_rad, params.num_antennas), params)
+    topology = make_topology(path_gain, channels.steering_vectors(angle_rad, params.num_antennas), params)
+    return topology.replace(ue_xy_m=ue_xy_m) if params.path_gain is None else topology
 
 
 def make_topology(path_gain: jax.Array, steering: jax.Array, params: CBFParams) -> Topology:

@@ -72,26 +72,22 @@ def _whole_slots(bits: jax.Array, params: RBParams) -> jax.Array:
     return jnp.bitwise_or.reduce(jnp.where(busy[:, None], masks, jnp.uint32(0)), axis=0)
 
 
-def message_rbs(two_hop: jax.Array, params: RBParams) -> jax.Array:
-    """[N] int32: ceil((1 + |E2(i)|) message_bytes / rb_payload_bytes), the mean-field messages of a neighbourhood.
+def signalling_head(requests: jax.Array, two_hop: jax.Array, params: RBParams) -> jax.Array:
+    """[N] int32: RBs at the start of the frame that node i may not claim,
 
-    Messages of nodes within two hops may not share an RB, as any other transmission.
+        K_i = ceil( (a_i + sum_{E2(i)} a_j) / M  +  (1 + |E2(i)|) message_bytes / rb_payload_bytes ).
+
+    Every requested RB costs one of M mini-slots of an RB, and the mean-field messages of a neighbourhood share what is
+    left of the head (nodes within two hops may not share an RB). With head_scope "two_hop" a node waits for the longest
+    head within two hops.
     """
     messages = 1 + jnp.sum(two_hop.astype(jnp.int32), axis=1)
-    return -(-messages * params.message_bytes // params.rb_payload_bytes)
-
-
-def signalling_head(requests: jax.Array, two_hop: jax.Array, params: RBParams) -> jax.Array:
-    """[N] int32: RBs at the start of the frame that node i may not claim, K_i = ceil((a_i + sum_{E2(i)} a_j) / M) +
-    messages.
-
-    Every requested RB costs one of M mini-slots of an RB. With head_scope "two_hop" a node waits for the longest head
-    within two hops.
-    """
-    head = message_rbs(two_hop, params)
+    mini_slots = params.mini_slots_per_rb or 1
+    parts = messages * params.message_bytes * mini_slots  # in units of 1 / (M payload) RBs
     if params.mini_slots_per_rb is not None:
         heard = requests + jnp.sum(jnp.where(two_hop, requests[None, :], 0), axis=1)
-        head = head - (-heard // params.mini_slots_per_rb)
+        parts = parts + heard * params.rb_payload_bytes
+    head = -(-parts // (mini_slots * params.rb_payload_bytes))
     if params.head_scope == "two_hop":
         head = jnp.maximum(head, jnp.max(jnp.where(two_hop, head[None, :], 0), axis=1))
     return jnp.minimum(head, params.num_rbs).astype(jnp.int32)

@@ -29,7 +29,7 @@ class RBParams:
     head_scope: str = struct.field(pytree_node=False, default="local")  # "local" | "two_hop" (maximum over two hops)
     half_duplex: bool = struct.field(pytree_node=False, default=False)  # a node never sends and receives in one slot
     message_bytes: int = struct.field(pytree_node=False, default=0)  # mean-field message of a node and frame; 0 = free
-    rb_payload_bytes: int = struct.field(pytree_node=False, default=64)  # what one RB carries of those messages
+    rb_payload_bytes: int = struct.field(pytree_node=False, default=256)  # of messages; 10 ms x 205 kHz, QPSK 1/2
     rate2_margin_db: float | None = struct.field(pytree_node=False, default=None)  # None = every link is single-rate
     deadlines_frames: tuple[int, int] = struct.field(pytree_node=False, default=(4, 12))  # D_c of (urgent, data)
     buffers_packets: tuple[int, int] = struct.field(pytree_node=False, default=(9, 24))

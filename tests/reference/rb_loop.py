@@ -7,12 +7,13 @@ derived here from the positions. Draws are those of the library, as NumPy arrays
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
 DEFAULTS = dict(
     slots=10, channels=4, clusters=3, max_request=9, mini_slots=3, two_hop_head=False, half_duplex=False,
-    message_bytes=0, payload_bytes=64, deadlines=(4, 12), buffers=(9, 24), max_arrivals=9, history=3, lam_urgent=0.8,
+    message_bytes=0, payload_bytes=256, deadlines=(4, 12), buffers=(9, 24), max_arrivals=9, history=3, lam_urgent=0.8,
     lam_on=6.0, lam_off=1.0, p_off=1 / 15, p_on=1 / 30, correlation=0.8, relay=0.2, weights=(2.0, 1.0), omega=2.0,
     eps=0.05, beta=0.05, scale=0.5, theta_db=2.0,
 )  # fmt: skip
@@ -38,11 +39,10 @@ def heads(requests, two, cfg):
     """RBs of signalling in front of each node's claims."""
     result = []
     for i, mine in enumerate(requests):
-        head = 0
+        head = Fraction((1 + len(two[i])) * cfg["message_bytes"], cfg["payload_bytes"])
         if cfg["mini_slots"] is not None:
-            head += math.ceil((mine + sum(requests[j] for j in two[i])) / cfg["mini_slots"])
-        head += math.ceil((1 + len(two[i])) * cfg["message_bytes"] / cfg["payload_bytes"])
-        result.append(head)
+            head += Fraction(mine + sum(requests[j] for j in two[i]), cfg["mini_slots"])
+        result.append(math.ceil(head))
     if cfg["two_hop_head"]:
         result = [max([result[i]] + [result[j] for j in two[i]]) for i in range(len(requests))]
     return result
