@@ -15,10 +15,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+import networld_envs
 from experiments import runtime, settings
 from experiments.evaluate import ANCHORS, Evaluator
 from experiments.tables import markdown_table
 from networld_envs import experts
+from networld_envs.types import Environment
 from networld_jax.datasets import write_atomically
 from networld_jax.evaluation import Scores, anchored, paired_difference
 
@@ -38,23 +40,31 @@ def row(scores: Scores, num_steps: int, headline: tuple[str, ...]) -> dict[str, 
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Evaluates everything that is not yet in the file."""
+    """Evaluates everything that is not yet in the file: {task or variant: {policy: row}}."""
     path = Path(workdir) / "calibration.json"
     runtime.save_config(config, workdir, "calibrate", ("environment", "calibrate", "evaluate"))
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for task in config.calibrate.tasks:
-        env = settings.environment(config, task)
+    for case, (task, env, names) in cases(config).items():
         protocol = settings.protocol(config, task)
         evaluator = Evaluator(env, protocol, config.evaluate.split, config.evaluate.num_parallel)
-        rows = results.setdefault(task, {})
+        rows = results.setdefault(case, {})
         for name, policy in experts.policies(task, env.default_params).items():
-            if name in rows or name in config.calibrate.skip:
+            if name in rows or (names and name not in names):
                 continue
-            with runtime.progress(f"{task}: {name}", protocol.num_instances) as advance:
+            with runtime.progress(f"{case}: {name}", protocol.num_instances) as advance:
                 scores = evaluator(policy, {}, advance)
             rows[name] = row(scores, protocol.num_steps, config.calibrate.percentiles)
             write_atomically(path, json.dumps(results, indent=1).encode())
     return results
+
+
+def cases(config: ml_collections.ConfigDict) -> dict[str, tuple[str, Environment, tuple[str, ...]]]:
+    """Table name -> (task, environment, policies; empty = all): the named tasks, then variants with changed parameters."""
+    result = {task: (task, settings.environment(config, task), ()) for task in config.calibrate.tasks}
+    for name, variant in config.calibrate.variants.items():
+        env = networld_envs.make(variant.task, **variant.overrides)
+        result[name] = (variant.task, env, tuple(variant.policies))
+    return result
 
 
 def publish(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -75,7 +85,8 @@ def document(results: dict[str, Any], provenance: dict[str, Any]) -> str:
         "Mean reward over agents, steps and instances, +- standard error over instances. Score: 0 = random, 1 = the best rule "
         "whose information an agent can have. Difference: paired over instances, against that rule.\n",
     ]
-    for task, rows in results.items():
+    for case, rows in results.items():
+        task = case.split()[0]
         low, high = ANCHORS[task]
         table = []
         for name, r in sorted(rows.items(), key=lambda item: item[1]["mean"]):
@@ -85,7 +96,7 @@ def document(results: dict[str, Any], provenance: dict[str, Any]) -> str:
             table.append((f"`{name}`", f"{r['mean']:.3f} +- {r['sem']:.3f}", f"{score:.2f}",
                           f"{difference:+.3f} +- {error:.3f}", shown))  # fmt: skip
         first = next(iter(rows.values()))
-        parts.append(f"## {task}: {first['instances']} instances x {first['steps']} steps\n")
+        parts.append(f"## {case}: {first['instances']} instances x {first['steps']} steps\n")
         parts.append(markdown_table(("policy", "reward", "score", f"against {high}", "metrics"), table))
     return "\n".join(parts)
 

@@ -38,9 +38,10 @@ def simulate(env: Environment, policy: Policy, policy_params: Any, num_steps: in
 
 
 def _cell_outlines(axes: Axes, centres_m: np.ndarray, radius_m: float) -> None:
+    """Hexagons whose edges face the neighbours at 30, 90, ... degrees."""
     for x, y in centres_m:
         axes.add_patch(
-            RegularPolygon((x, y), 6, radius=radius_m, orientation=0.0, fill=False, edgecolor="0.8", linewidth=0.8)
+            RegularPolygon((x, y), 6, radius=radius_m, orientation=np.pi / 6, fill=False, edgecolor="0.8", linewidth=0.8)
         )
     axes.set_aspect("equal")
     axes.set_xlabel("x (m)")
@@ -74,7 +75,7 @@ def draw_rb(env: Environment, policy: Policy, policy_params: Any, num_steps: int
     """Left: nodes and links. Right: who holds which resource block of one frame (grey = signalling of node 0's view)."""
     state, steps, _ = simulate(env, policy, policy_params, num_steps)
     params, network = env.default_params, state.network
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1, 1.5))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1, 1.4))
     alive = np.flatnonzero(network.alive)
     colours = plt.get_cmap("tab10").colors
     for i in alive:
@@ -102,7 +103,7 @@ def draw_rb(env: Environment, policy: Policy, policy_params: Any, num_steps: int
     right.imshow(grid, cmap=palette, norm=BoundaryNorm(np.arange(-2.5, 10.5), palette.N), aspect="auto")
     right.set_yticks(range(len(alive)), [f"node {i}: asks {int(requests[i])}" for i in alive])
     right.set_xlabel(f"resource block in time order ({params.num_channels} channels per slot); grey = signalling")
-    right.set_title("grants of one frame: within two hops no block is shared, farther apart it may be")
+    right.set_title("grants of one frame (blocks are shared only beyond two hops)", fontsize=10)
     figure.tight_layout()
     return figure
 

@@ -13,7 +13,24 @@ def get_config() -> ConfigDict:
     c = default.get_config()
     c.calibrate = ConfigDict()
     c.calibrate.tasks = c.tasks
-    c.calibrate.skip = ("",)  # policies left out
+    c.calibrate.variants = ConfigDict()  # name ("<task> <what>") -> the task with changed parameters
+    rules = {
+        "cbf": ("random", "mrt", "slnr_full_power", "local_fp", "local_fp_floor", "warm_fp10"),
+        "rb": ("random", "queue", "share_plus_3", "mf_rule", "realisable_anchor", "maxweight", "expert"),
+    }
+    for name, overrides in (
+        ("cbf global prices", {"price_scope": "global"}),
+        ("rb M=2", {"mini_slots_per_rb": 2}),
+        ("rb M=4", {"mini_slots_per_rb": 4}),
+        ("rb free signalling", {"mini_slots_per_rb": None}),
+        ("rb rho=0.85", {"rho": 0.85}),
+        ("rb rho=1.15", {"rho": 1.15}),
+        ("rb independent bursts", {"cluster_correlation": 0.0}),
+        ("rb half duplex", {"half_duplex": True}),
+        ("rb two-hop head", {"head_scope": "two_hop"}),
+    ):
+        task = name.split()[0]
+        c.calibrate.variants[name] = ConfigDict({"task": task, "overrides": overrides, "policies": rules[task]})
     c.calibrate.percentiles = ("rate", "reward")  # per-agent metrics whose 10th percentile over agents is reported
     c.evaluate.num_instances = ConfigDict({"cbf": 32, "rb": 32, "ns": 16})
     c.evaluate.num_steps = ConfigDict({"cbf": 200, "rb": 500, "ns": 1000})
