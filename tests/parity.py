@@ -177,7 +177,7 @@ def _slots_of(seconds, slot_s=0.5e-3):
 
 
 def _pointer_resets(window, num_slots, slot_s=0.5e-3):
-    """GAN-DDQN resets its round-robin pointers where clock % window == slot; in floating point that holds now and then."""
+    """GAN-DDQN resets its round-robin pointers where clock % window == slot; in floating point: now and then."""
     clock_s = np.round((window * num_slots + 1) * slot_s, 4)
     return (clock_s * 10000) % (np.round(num_slots * slot_s, 4) * 10000) == slot_s * 10000
 
@@ -199,11 +199,11 @@ def _path_loss_db(position):
 def ns_replay(mode, inputs):
     """Replays recorded windows of a published single-cell simulator of network slicing.
 
-    mode "gan" | "mobile"; inputs: the fixture's arrays without the set prefix (any number of windows W, slots S, users U):
-    `cat`, `pos` or `path_loss` (gan), `pos0`, `dir0_deg`, `speed_mps`, `half_side`, `radius`, `cell_ids` (mobile),
-    `pkt_size`, `pkt_gap`, `pkt_gap_ifdrop` (mobile), `timer0`, `shadow_dB` / `shadow_cell_dB`, `alloc_Hz`, `n_slots`, `mimo`.
-    Computes in float64 where x64 is enabled, else in float32. Returns `out_*` [W, ...] as in the fixture, and `trace_*`: the
-    first min(100, S) slots of windows 0 and W // 2 (gan) or 0 and W - 1 (mobile), one after the other.
+    mode "gan" | "mobile"; inputs: the fixture's arrays without the set prefix (any numbers of windows W, slots S,
+    users U): `cat`, `pos` or `path_loss` (gan), `pos0`, `dir0_deg`, `speed_mps`, `half_side`, `radius`, `cell_ids` (mobile),
+    `pkt_size`, `pkt_gap`, `pkt_gap_ifdrop` (mobile), `timer0`, `shadow_dB` or `shadow_cell_dB`, `alloc_Hz`, `n_slots`,
+    `mimo`. Computes in float64 where x64 is enabled, else in float32. Returns `out_*` [W, ...] as in the fixture, and
+    `trace_*`: the first min(100, S) slots of windows 0 and W // 2 (gan) or 0 and W - 1 (mobile).
     """
     if mode not in ns_single_cell.FIDELITY:
         raise ValueError(f"mode must be one of {sorted(ns_single_cell.FIDELITY)}, got {mode!r}")

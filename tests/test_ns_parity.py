@@ -1,4 +1,4 @@
-"""The slot loop against recordings of two published single-cell simulators (fixture, trimmed from the full recording)."""
+"""The slot loop against recordings of two published single-cell simulators (trimmed from the full recording)."""
 
 import pathlib
 
@@ -79,8 +79,8 @@ def drop_case(num_slots=8):
 
 def test_full_queue_drops_and_rearms_with_the_gap_of_a_drop():
     out = parity.ns_replay("mobile", drop_case(num_slots=8))
-    # Calls 0..8. Packets join in calls 0-4 (one per call); the queue is full in call 5, which drops and re-arms two slots
-    # ahead: drops in calls 5, 7. Call 8 finds the timer at 1.
+    # Calls 0..8. Packets join in calls 0-4 (one per call); the queue is full in call 5, which drops and re-arms two
+    # slots ahead: drops in calls 5, 7. Call 8 finds the timer at 1.
     np.testing.assert_array_equal(out["out_tx"], [[5, 0, 0]])
     np.testing.assert_array_equal(out["out_drop"], [[2, 0, 0]])
     np.testing.assert_array_equal(out["out_qpk"], [[5, 0, 0]])

@@ -4,17 +4,17 @@
 |---|---|
 | agent | one BS; hexagonal cells of radius 40 m, 1-hop neighbours are the adjacent cells |
 | step | one window of 200 slots of 0.5 ms |
-| action [N, 3] | bandwidth in Hz for VoLTE, video, URLLC; projected: w = W max(a, 0) / sum (equal shares if all are 0) |
-| observation [N, 15] | arrivals(t-2), arrivals(t-1), packets waiting, allocation in force / W, last SSR; 3 slices each |
+| action [N, 3] | bandwidth in Hz for VoLTE, video, URLLC; projected: w = W max(a, 0) / sum (equal if all are 0) |
+| observation [N, 15] | arrivals(t-2), arrivals(t-1), packets waiting, allocation in force / W, last SSR; 3 each |
 | reward [N] | mean over slices of SSR = ok / (ok + late + dropped), 1 where no packet was judged |
 
-Packets wait in a queue of 5 per user and are served by round robin within their slice. Each is judged once, in the window
-in which it finishes, expires or meets a full queue. An allocation takes effect one window after it is chosen, and moves by
-at most `max_change_hz` per slice and window. Cells share the band (reuse 1). Time index: an observation at t is made
-between window t-1 and window t; the action chosen on it decides the allocation of window t+1.
+Packets wait in a queue of 5 per user and are served by round robin within their slice. Each is judged once, in the
+window in which it finishes, expires or meets a full queue. An allocation takes effect one window after it is chosen,
+and moves by at most `max_change_hz` per slice and window. Cells share the band (reuse 1). Time index: an observation
+at t is made between window t-1 and window t; the action chosen on it decides the allocation of window t+1.
 
-Sources: the slot loop is the single-cell simulator of GAN-DDQN (Hua et al., JSAC 2020) and its relatives, `ns_slots`; the
-layout follows NetWorld, arXiv 2602.00558, and Shao et al., arXiv 2108.05063; interference, carried queues, delayed
+Sources: the slot loop is the single-cell simulator of GAN-DDQN (Hua et al., JSAC 2020) and its relatives, `ns_slots`;
+the layout follows NetWorld, arXiv 2602.00558, and Shao et al., arXiv 2108.05063; interference, carried queues, delayed
 allocation and drift are this project's.
 """
 
@@ -147,13 +147,13 @@ def draw(key: chex.PRNGKey, state: NSState, params: NSParams) -> NSDraws:
 
 
 def project_action(action: jax.Array, params: NSParams) -> jax.Array:
-    """[N, 3] bandwidths in Hz on the simplex of size W: w = W max(a, eps) / sum, eps = 1e-6 W."""
-    positive = jnp.maximum(action, 1e-6 * params.bandwidth_hz)
+    """[N, 3] bandwidths in Hz on the simplex of size W: w = W max(a, eps) / sum, eps = 1e-9 W."""
+    positive = jnp.maximum(action, 1e-9 * params.bandwidth_hz)
     return params.bandwidth_hz * positive / positive.sum(axis=-1, keepdims=True)
 
 
 def next_allocation(alloc_hz: jax.Array, target_hz: jax.Array, params: NSParams) -> jax.Array:
-    """Moves from `alloc_hz` straight to `target_hz` (both on the simplex) until a slice has changed by `max_change_hz`."""
+    """Moves straight from `alloc_hz` to `target_hz` (on the simplex) until a slice has changed by `max_change_hz`."""
     change = target_hz - alloc_hz
     largest = jnp.max(jnp.abs(change), axis=-1, keepdims=True)
     return alloc_hz + change * jnp.minimum(1, params.max_change_hz / jnp.maximum(largest, 1))
@@ -168,7 +168,7 @@ def whole_rbs(alloc_hz: jax.Array) -> jax.Array:
 
 
 def _service_order(cell: jax.Array, slice_index: jax.Array, params: NSParams) -> tuple[jax.Array, jax.Array]:
-    """Users sorted by (cell, slice, id), padded to whole words: (user id [32 V], group [32 V]); padding has group 3 N."""
+    """Users sorted by (cell, slice, id), padded to whole words: (user id, group) [32 V]; padding is in group 3 N."""
     num_groups, size = NUM_SLICES * params.num_cells, params.num_words * WORD
     group = jnp.pad(cell * NUM_SLICES + slice_index, (0, size - params.num_users), constant_values=num_groups)
     ordered = jnp.sort(group * size + jnp.arange(size, dtype=jnp.int32))
@@ -194,7 +194,7 @@ def _cells(user_id, group, alloc_hz, params: NSParams) -> slots.Cells:
 
 
 def _radio(users: Users, cell: jax.Array, user_id: jax.Array, params: NSParams) -> tuple[jax.Array, jax.Array]:
-    """Service order: (SNR on one RB [V, 32], interference-to-noise ratio on one RB by each BS at full load [V, 32, N])."""
+    """Service order: (SNR on one RB [V, 32], interference-to-noise ratio of each BS at full load [V, 32, N])."""
     size = params.num_words * WORD
     snr = mobility.snr_per_rb(users.position_m, params)
     own = jax.nn.one_hot(cell, params.num_cells, dtype=bool)
@@ -227,7 +227,7 @@ def _run_window(cells, queue, pointer_id, load, timer, packets, snr_rb, inr_rb, 
     def run_span(carry, first_slot):
         queue, pointers, tally, load, traffic_carry = carry
         snr = snr_rb
-        if params.has_interference:  # SINR = snr / (1 + sum_j load_j inr_j): both scale with the width of the user's band
+        if params.has_interference:  # SINR = snr / (1 + sum_j load_j inr_j): both fall with the width of the band
             snr = snr_rb / (1 + jnp.einsum("vun,n->vu", inr_rb, load))
         (queue, pointers, tally, traffic_carry, used_rbs), _ = slots.run_slots(
             params.rules, cells, queue, pointers, tally, traffic_carry, arrival_fn, snr, shadow_db, first_slot, span
@@ -259,9 +259,7 @@ def _advance_users(state: NSState, draws: NSDraws, params: NSParams) -> tuple[Us
     return users, hotspots, log_mix
 
 
-def transition(
-    state: NSState, action: jax.Array, draws: NSDraws, params: NSParams
-) -> tuple[NSState, TimeStep]:
+def transition(state: NSState, action: jax.Array, draws: NSDraws, params: NSParams) -> tuple[NSState, TimeStep]:
     """One window: users move and hand over, 200 slots are served in the allocation in force, the next one is set."""
     target_hz = project_action(action, params)
     alloc_hz = target_hz if params.is_instant else state.alloc_hz
@@ -333,6 +331,7 @@ def transition(
     }
     for n, name in enumerate(traffic.SLICES):
         metrics[f"ssr_{name}"] = ssr[:, n]
+        metrics[f"judged_{name}"] = judged[:, n].astype(dtype)
         metrics[f"missed_{name}"] = (judged - ok)[:, n].astype(dtype)
     step = TimeStep(
         obs=observe(new_state, params),
@@ -462,7 +461,8 @@ def check_params(params: NSParams) -> None:
         raise ValueError(f"num_users must be in 1..20000, got {params.num_users}")
     if params.has_interference and params.window_slots % params.interference_slots:
         raise ValueError(
-            f"window_slots must be a multiple of interference_slots={params.interference_slots}, got {params.window_slots}"
+            f"window_slots must be a multiple of interference_slots={params.interference_slots}, "
+            f"got {params.window_slots}"
         )
     if not params.window_slots >= 1:
         raise ValueError(f"window_slots must be at least 1, got {params.window_slots}")
@@ -495,7 +495,8 @@ def make_ns(preset: str = "default", user_traces: Any = None, **overrides: Any) 
     Args:
       preset: "default"; "published" (wiped queues, no interference, instant allocation: 19 independent bandits);
         "faithful" (windows of 2000 slots); "tiny" (7 BSs, 140 users, 40 slots: for tests).
-      user_traces: (positions [T, U, 2] in m, slices [U]) of recorded users, instead of simulated sessions: window t of an
+      user_traces: (positions [T, U, 2] in m, slices [U]) of recorded users, instead of simulated sessions: window t of
+      an
         episode reads positions[(start + t) mod T] with a random start; base stations are `NSParams.centres_m`.
       **overrides: fields of `NSParams`.
 

@@ -1,8 +1,8 @@
 """Where the users of network slicing are: sessions, hot-spots, movement, link budget.
 
-2000 sessions live at a time in a disc around the base stations. A session has a slice, and either roams on a straight line
-or belongs to one of its slice's hot-spots, crowds that move across the cells. Sessions end and are replaced by new ones
-elsewhere, whose slice follows a mix that drifts: that is how the load of a cell changes.
+2000 sessions live at a time in a disc around the base stations. A session has a slice, and either roams on a straight
+line or belongs to one of its slice's hot-spots, crowds that move across the cells. Sessions end and are replaced by
+new ones elsewhere, whose slice follows a mix that drifts: that is how the load of a cell changes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Users:
 
 @struct.dataclass
 class Hotspots:
-    """Crowds that stay in a cell for a while, then travel in a straight line to an adjacent one; i mod 3 is the slice of i."""
+    """Crowds that stay in a cell, then travel straight to an adjacent one; crowd i belongs to slice i mod 3."""
 
     centre_m: jax.Array  # [3 P, 2]
     target_m: jax.Array  # [3 P, 2] where the crowd goes next
@@ -119,7 +119,7 @@ def new_hotspots(key: chex.PRNGKey, params: Any) -> Hotspots:
 
 
 def move_hotspots(hotspots: Hotspots, uniform: jax.Array, params: Any) -> Hotspots:
-    """One window: stay, or one step towards the target; who arrives stays and knows where to go next. uniform [4, 3 P]."""
+    """One window: stay, or one step towards the target; who arrives stays and knows its next one. uniform [4, 3 P]."""
     leaves = hotspots.dwell_windows <= 0
     way = hotspots.target_m - hotspots.centre_m
     distance = jnp.linalg.norm(way, axis=-1)
@@ -153,15 +153,17 @@ def new_sessions(draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, params
     return Users(position, direction, slice_index, hotspot, offset, timer)
 
 
-def renew_sessions(users: Users, draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, may_end, params: Any) -> Users:
-    """Ends each session that may end (nothing waits, [U] bool) with `session_end_probability`; a new one takes its row."""
+def renew_sessions(
+    users: Users, draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, may_end: jax.Array, params: Any
+) -> Users:
+    """Ends sessions that may end ([U] bool) with `session_end_probability`; a new one takes the row."""
     ends = may_end & (draws.uniform[0] < params.session_end_probability)
     fresh = new_sessions(draws, mix, hotspots, params)
     return jax.tree.map(lambda new, old: jnp.where(ends.reshape(-1, *[1] * (old.ndim - 1)), new, old), fresh, users)
 
 
 def move_users(users: Users, hotspots: Hotspots, params: Any) -> Users:
-    """One window: roaming users on straight lines with specular reflection at the edge, the others with their hot-spot."""
+    """One window: roaming users on straight lines, mirrored at the edge, the others with their hot-spot."""
     step = (jnp.asarray(params.speed_mps, users.position_m.dtype) * params.mobility_step_s)[users.slice_index]
     position, direction = reflect(
         users.position_m + step[:, None] * users.direction, users.direction, params.region_radius_m

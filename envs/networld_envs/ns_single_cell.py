@@ -1,8 +1,8 @@
 """The published single-cell simulators of network slicing, window by window, to the integer.
 
 `gan`: GAN-DDQN (Hua et al., IEEE JSAC 38(2), 2020; users stand still). `mobile`: the LSTM-A2C lineage (Li et al., IEEE
-Comm. Lett. 24(9), 2020; users move and are served inside one cell). Both wipe queues at window starts and generate packets
-from per-user timers inside the slot loop; they differ in
+Comm. Lett. 24(9), 2020; users move and are served inside one cell). Both wipe queues at window starts and generate
+packets from per-user timers inside the slot loop; they differ in
 
 | | gan | mobile |
 |---|---|---|
@@ -122,11 +122,11 @@ def single_cell_window(
     group = group[user_id]
     pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])  # noqa: E731
     order = lambda x: pad(x)[..., user_id].reshape(*x.shape[:-1], -1, WORD)  # noqa: E731
-    by_id = lambda x: (  # noqa: E731
-        jnp.zeros(x.shape[:-2] + (user_id.size,), x.dtype)
-        .at[..., user_id]
-        .set(x.reshape(*x.shape[:-2], -1), unique_indices=True)[..., :num_users]
-    )
+
+    def by_id(x):
+        flat = x.reshape(*x.shape[:-2], -1)
+        return jnp.zeros_like(flat).at[..., user_id].set(flat, unique_indices=True)[..., :num_users]
+
     words = lambda x: x.reshape(-1, WORD)  # noqa: E731
     cells = slots.Cells(
         user_id=words(user_id),

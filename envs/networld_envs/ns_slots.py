@@ -1,8 +1,8 @@
 """The slot loop of network slicing: round-robin scheduling, service, judgement and arrivals, 0.5 ms at a time.
 
 One loop serves the published single-cell simulators (to the integer) and the multi-cell default; `SlotRules` holds what
-differs. Users come in *service order*: sorted by (cell, slice), by id within each of these G groups, padded to V words of
-32, so that "who is active" is a bit set and every rank is a population count; arrays over users are [V, 32] and a
+differs. Users come in *service order*: sorted by (cell, slice), by id within each of these G groups, padded to V words
+of 32, so that "who is active" is a bit set and every rank is a population count; arrays over users are [V, 32] and a
 "position" counts 0..U-1, U = 32 V. Axis letters here: G groups, S slots. Slices: 0 VoLTE, 1 video, 2 URLLC.
 """
 
@@ -43,8 +43,8 @@ class SlotRules(NamedTuple):
 class Queue:
     """Waiting packets per user, oldest in place 0; only that one can be partly served.
 
-    Ages are packed, 6 bits per place: 0 = empty, else the latency in slots that the packet has if it finishes now. Ages stop
-    at 32: every limit is at most 31.
+    Ages are packed, 6 bits per place: 0 = empty, else the packet's latency in slots if it finishes now.
+    Ages stop at 32: every limit is at most 31.
     """
 
     size_bits: tuple[jax.Array, ...]  # QUEUE_DEPTH x [V, 32], sizes as generated (stale where empty)
@@ -54,7 +54,7 @@ class Queue:
 
 @struct.dataclass
 class Cells:
-    """A window's constant inputs, users in service order (the last group, G, is nobody's: unserved users and padding)."""
+    """A window's constant inputs in service order; the last group, G, is nobody's: unserved users and padding."""
 
     user_id: jax.Array  # [V, 32] int32, increasing within a group
     group: jax.Array  # [V, 32] int32 in 0..G
@@ -95,7 +95,7 @@ class SlotTrace(NamedTuple):
     served_bits: jax.Array  # [V, 32] bits taken out of the queue by service
 
 
-# An arrival call: (traffic carry, slot index, is_full [V, 32]) -> (size in bits [V, 32], negative = no packet; traffic carry).
+# An arrival call: (carry, slot, is_full [V, 32]) -> (size in bits [V, 32], negative = no packet; carry).
 ArrivalFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
@@ -185,9 +185,11 @@ def place_pointers(cells: Cells, pointer_id: jax.Array) -> Pointers:
     num_groups = pointer_id.shape[0]
     group, user_id = cells.group.reshape(-1), cells.user_id.reshape(-1)
     own = jnp.concatenate([pointer_id, jnp.zeros(1, jnp.int32)])[group]
-    count = lambda is_so: jax.ops.segment_sum(  # noqa: E731
-        is_so.astype(jnp.int32), group, num_groups + 1, indices_are_sorted=True
-    )[:num_groups]
+
+    def count(is_so):
+        total = jax.ops.segment_sum(is_so.astype(jnp.int32), group, num_groups + 1, indices_are_sorted=True)
+        return total[:num_groups]
+
     first = cells.group_start[:num_groups] + count(user_id < own)
     return Pointers(first, first + count(user_id == own), pointer_id)
 
@@ -195,9 +197,9 @@ def place_pointers(cells: Cells, pointer_id: jax.Array) -> Pointers:
 def _share_rbs(rules: SlotRules, cells: Cells, pointers: Pointers, active: jax.Array):
     """Round robin: each group's n active users get floor(K / n) RBs and r = K - n floor(K / n) of them one more.
 
-    With `left` active ids beyond the pointer p: if left >= r the spare RBs go to the active ids from p on, else to those
-    beyond p and the first r - left of the group; both are r users in circular order. p moves behind the last of them.
-    Returns (RBs per user [V, 32], pointers, used RBs per group [G]).
+    With `left` active ids beyond the pointer p: if left >= r the spare RBs go to the active ids from p on, else to
+    those beyond p and the first r - left of the group; both are r users in circular order. p moves behind the last of
+    them. Returns (RBs per user [V, 32], pointers, used RBs per group [G]).
     """
     ballot = _ballot(active)
     counts = _count_before(ballot, cells.group_start)
@@ -253,7 +255,10 @@ def _spare_by_id(cells, pointers, active, is_extra, wraps, spare):
     chosen = active & jnp.where(wrapped, lead, in_window)
     position = jnp.arange(cells.group.size, dtype=jnp.int32).reshape(cells.group.shape)
     last = jax.ops.segment_max(
-        jnp.where(chosen, position, -1).reshape(-1), cells.group.reshape(-1), spare.shape[0] + 1, indices_are_sorted=True
+        jnp.where(chosen, position, -1).reshape(-1),
+        cells.group.reshape(-1),
+        spare.shape[0] + 1,
+        indices_are_sorted=True,
     )[:-1]
     return is_extra, _move_behind(cells, pointers, jnp.maximum(last, 0), last >= 0)
 
@@ -262,7 +267,7 @@ def _spare_by_id(cells, pointers, active, is_extra, wraps, spare):
 
 
 def _num_finished(rules: SlotRules, queue: Queue, waiting: jax.Array, rate_bps: jax.Array):
-    """(packets finished in this slot [V, 32], bits left of the first unfinished one [V, 32]; stale if there is none)."""
+    """(packets finished in this slot [V, 32], bits left of the first unfinished one [V, 32], stale if none)."""
     bits = (queue.left_bits, *queue.size_bits[1:])
     finished = jnp.zeros_like(waiting)
     if rules.leaking_budget:
@@ -286,7 +291,7 @@ def _num_finished(rules: SlotRules, queue: Queue, waiting: jax.Array, rate_bps: 
 
 
 def _judge(cells: Cells, queue: Queue, finished: jax.Array, rate_bps: jax.Array) -> jax.Array:
-    """[V, 32] packets of this slot that met their SLA: latency L within its limit, and the rate for L = 1, size / (L dt) after."""
+    """[V, 32] finished packets that met their SLA: latency L, and rate (L = 1) or size / (L dt) (L > 1)."""
     ok = jnp.zeros_like(finished)
     for place in range(QUEUE_DEPTH):
         age = (queue.ages >> (_AGE_BITS * place)) & _AGE_MASK
@@ -297,7 +302,7 @@ def _judge(cells: Cells, queue: Queue, finished: jax.Array, rate_bps: jax.Array)
 
 
 def _num_expired(cells: Cells, queue: Queue, waiting: jax.Array, finished: jax.Array) -> jax.Array:
-    """[V, 32] unfinished packets in the last slot of their latency limit; ages fall along the queue, so they come first."""
+    """[V, 32] unfinished packets at the end of their latency limit; ages fall along the queue, so they come first."""
     expired = jnp.zeros_like(finished)
     for place in range(QUEUE_DEPTH):
         age = (queue.ages >> (_AGE_BITS * place)) & _AGE_MASK
@@ -306,7 +311,7 @@ def _num_expired(cells: Cells, queue: Queue, waiting: jax.Array, finished: jax.A
 
 
 def _remove(queue: Queue, num: jax.Array, left_bits: jax.Array) -> Queue:
-    """The queue without its first `num` packets; `left_bits` belongs to the new first one. Then everyone ages by a slot."""
+    """The queue without its first `num` packets, a slot older; `left_bits` belongs to the new first one."""
     sizes = queue.size_bits
     for step in (1, 2, 4):  # a barrel shifter: at most 5 = 4 + 1 places
         shift = (num & step) > 0
@@ -339,7 +344,7 @@ def arrival_call(arrival_fn: ArrivalFn, traffic: Any, slot: jax.Array, queue: Qu
 
 
 def _serve(rules: SlotRules, cells: Cells, queue: Queue, rate_bps: jax.Array):
-    """Service, judgement and removal at the scheduled rates: (queue, finished within the SLA [V, 32], missed [V, 32])."""
+    """Service, judgement and removal at the scheduled rates: (queue, ok [V, 32], missed [V, 32])."""
 
     def outcome(queue, rate_bps):
         waiting = num_queued(queue)
@@ -365,7 +370,7 @@ def _serve(rules: SlotRules, cells: Cells, queue: Queue, rate_bps: jax.Array):
 def _schedule(rules: SlotRules, cells: Cells, queue: Queue, pointers: Pointers, snr_rb, shadow_db):
     """(RBs [V, 32], rate in bit/s [V, 32], pointers, used RBs [G]) of a slot.
 
-    rate = B log10(1 + P_rx / (N0 B)) M with B = RBs x 180 kHz: the full power goes to the user's band, whatever its width.
+    rate = B log10(1 + P_rx / (N0 B)) M with B = RBs x 180 kHz: full power in the user's band, whatever its width.
     """
     rbs, pointers, used = _share_rbs(rules, cells, pointers, queue.ages > 0)
     width = rbs.astype(snr_rb.dtype)
@@ -381,7 +386,7 @@ class _Loop:
     tally: Tally
     traffic: Any
     used_rbs: jax.Array  # [G]
-    # Scheduled for the coming slot. Carrying the rates makes XLA compute them once; they feed a dozen outputs of a slot.
+    # Scheduled for the coming slot. Carried, so that XLA computes the rates once: they feed a dozen outputs.
     width: jax.Array  # [V, 32]
     rate_bps: jax.Array  # [V, 32]
     next_pointers: Pointers
@@ -406,8 +411,8 @@ def run_slots(
 
     snr_rb [V, 32]: linear SNR on one RB at median shadowing; shadow_db [>= first_slot + num_slots, V, 32]: log-normal
     shadowing, one independent value per user and slot. The queue must hold the arrivals of the first slot
-    (`arrival_call`). Returns (queue, pointers, tally, traffic, used RBs x slots per group [G]) and, if traced, a SlotTrace
-    with a leading slot axis.
+    (`arrival_call`). Returns (queue, pointers, tally, traffic, used RBs x slots per group [G]) and, if traced, a
+    SlotTrace with a leading slot axis.
     """
     chex.assert_equal_shape((snr_rb, cells.group, cells.user_id, queue.ages))
     chex.assert_shape(shadow_db, (None, *snr_rb.shape))

@@ -4,7 +4,7 @@
 |---|---|---|
 | VoLTE | U(0, 0.160) | 320 |
 | video | min(0.006 X, 0.0125), X Lomax of shape 1.2 | min(800 Y, 2000), Y Lomax of shape 1.2 |
-| URLLC | exponential, mean 0.180 | uniform over {6.4, 12.8, 19.2, 25.6, 32} x 8e3 ("small") or {0.3, ..., 0.7} x 8e6 ("large") |
+| URLLC | exponential, mean 0.180 | one of {6.4, 12.8, ..., 32} x 8e3 ("small"), {0.3, ..., 0.7} x 8e6 ("large") |
 
 A gap of g seconds is a whole number of slots, max(1, ceil(g / 0.5 ms)): the mean rates are 12.5, 160.4 and 5.55 packets
 per user and second.
@@ -59,7 +59,7 @@ def packet_bits(slice_index: jax.Array, uniform: jax.Array, urllc_size: str) -> 
 
 
 def packet_uniforms(words: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
-    """Two uniforms in (0, 1) out of the halves of random uint32 words: (i + 1/2) / 2^16, for the gap and for the size."""
+    """Uniforms in (0, 1), (i + 1/2) / 2^16, out of the halves of random uint32 words: for the gap, for the size."""
     halves = (words & 0xFFFF, words >> 16)
     gap_uniform, size_uniform = ((half.astype(dtype) + 0.5) / 65536 for half in halves)
     return gap_uniform, size_uniform

@@ -1,12 +1,13 @@
 """A fluid model of network slicing: expected SSR of a window from user counts, RBs and the interference around.
 
-Packets of slice n arrive at rate lambda_n per user and slot, so with u users a packet meets J ~ Poisson(lambda_n u) others and
-gets k / (J + 1) of its slice's k RBs. It succeeds with probability F_n(b, load) on b RBs, over positions, shadowing and
-size, when every other BS uses the share `load` of its RBs. Then
+Packets of slice n arrive at rate lambda_n per user and slot, so with u users a packet meets J ~ Poisson(lambda_n u)
+others and gets k / (J + 1) of its slice's k RBs. It succeeds with probability F_n(b, load) on b RBs, over positions,
+shadowing and size, when every other BS uses the share `load` of its RBs. Then
 
     video, URLLC:  SSR = E_J [ F_n(k / (J + 1), load) ]          VoLTE: 1 - rho exp(-22 (1 - rho)), rho = lambda u / k
 
-(video has to be fast in its first slot, URLLC has to finish in it; VoLTE has 12 slots: a queue's tail). No packet: SSR 1.
+(video has to be fast in its first slot, URLLC has to finish in it; VoLTE has 12 slots: a queue's tail).
+No packet: SSR 1.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _make_model(params: NSParams) -> Model:
     shared = success[..., base] * (1 - extra) + success[..., np.minimum(base + 1, k[-1])] * extra
     as_array = functools.partial(jnp.asarray, dtype=jnp.float32)
     rates = packets_per_slot(params.traffic_load)
-    return Model(success.shape[-1] - 1, params.window_slots, rates, as_array(np.moveaxis(shared, 0, 1)), as_array(coupling))
+    shared = as_array(np.moveaxis(shared, 0, 1))
+    return Model(success.shape[-1] - 1, params.window_slots, rates, shared, as_array(coupling))
 
 
 def _leading(x: jax.Array, like: jax.Array) -> jax.Array:
