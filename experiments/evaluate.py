@@ -23,7 +23,7 @@ from networld_jax import checkpoints, planning
 from networld_jax.datasets import write_atomically
 from networld_jax.evaluation import Protocol, Scores, anchored, concatenate_scores, make_evaluator, standard_error
 
-ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "realisable_anchor"), "ns": ("random", "expert")}
+ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "mf_rule"), "ns": ("random", "expert")}
 """Per task the policies at score 0 and 1: random, and the best rule whose information an agent can have."""
 
 

@@ -82,7 +82,7 @@ def kind(name: str) -> str:
         return "networld"
     if name.startswith(("ma_", "inverse_")):
         return "learned"
-    return {"random": "random", "expert": "anchor", "realisable_anchor": "anchor"}.get(name, "rule")
+    return {"random": "random", "expert": "anchor", "warm_fp10": "anchor"}.get(name, "rule")
 
 
 def episode(env: Environment, policy: Policy, policy_params: Any, num_steps: int, split: str = "validation"):
