@@ -13,6 +13,7 @@ Expert and oracles decide on the fluid model of `ns_model`. What they know:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -27,7 +28,8 @@ from networld_envs.ns_slots import RB_HZ
 from networld_envs.policies import disturbed, mixture, stateless
 from networld_envs.types import Policy
 
-LOOKAHEAD = 16  # windows
+LOOKAHEAD = 16  # windows of the oracle
+EXPERT_WINDOWS = 12  # windows that the expert plans with the users that it expects
 TREND = 0.5  # how much of the last change the expert extrapolates
 SEGMENT_WINDOWS = 25  # the mixed tier redraws each agent's policy this often
 PERTURB_PROBABILITY = 0.2
@@ -110,6 +112,35 @@ def _reachable(alloc_hz: jax.Array, splits: np.ndarray, params: NSParams) -> jax
     return (change <= params.max_change_hz + 1.0) | nearest
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """Splits whose steps respect the change limit, for plans over several windows."""
+
+    splits: np.ndarray  # [splits, 3] RBs
+    successors: np.ndarray  # [splits, 7] splits that can follow, the split itself included
+
+
+def make_grid(num_rbs: int, params: NSParams) -> Grid:
+    """A triangular grid; from each point to its neighbours no slice changes by more than `max_change_hz`."""
+    step = int(np.clip(float(params.max_change_hz) // RB_HZ, 1, 4))
+    splits = _splits(num_rbs, step)
+    apart = np.abs(splits[:, None] - splits[None]).max(axis=-1)
+    order = np.argsort(apart, axis=-1, kind="stable")[:, :7]
+    near = np.take_along_axis(apart, order, axis=-1) <= step
+    return Grid(splits, np.where(near, order, np.arange(len(splits))[:, None]))
+
+
+def plan(grid: Grid, scores: jax.Array, alloc_hz: jax.Array, params: NSParams) -> jax.Array:
+    """[N, 3] Hz: first split of the best path through scores [H, N, splits] from alloc_hz [N, 3], by dynamic programming."""
+
+    def backward(value, score):
+        return score + value[:, grid.successors].max(axis=-1), None
+
+    value, _ = jax.lax.scan(backward, jnp.zeros_like(scores[0]), scores, reverse=True)
+    value = jnp.where(_reachable(alloc_hz, grid.splits, params), value, -1.0)
+    return rbs_to_hz(jnp.asarray(grid.splits, jnp.float32)[jnp.argmax(value, axis=-1)], params)
+
+
 # --- the causal expert ----------------------------------------------------------------------------------------------
 
 
@@ -127,13 +158,14 @@ def neighbour_load(model: Model, load: jax.Array, adjacency: jax.Array) -> jax.A
 
 
 def expert(params: NSParams) -> Policy:
-    """Counts -> users -> extrapolated to the window that the action decides -> best split for them.
+    """Counts -> users, extrapolated to the window that the action decides -> best path of splits if they stayed.
 
     Each BS broadcasts one float, the load it expects to cause.
     """
     if params.observation != "full":
         return constant_split(CONSTANT_SHARES, params)
     model = ns_model.make_model(params)
+    grid = make_grid(model.num_rbs, params)
 
     def act(key, obs, adjacency, env_state):
         del key, env_state
@@ -141,7 +173,12 @@ def expert(params: NSParams) -> Policy:
         ahead = 1 if params.is_instant else 2
         users = jnp.maximum(last + TREND * ahead * (last - before), 0)
         load = ns_model.expected_load(model, last, obs[:, 9:12] * model.num_rbs)
-        return best_split(model, users, neighbour_load(model, load, adjacency), params)
+        around = neighbour_load(model, load, adjacency)
+        if params.is_instant:
+            return best_split(model, users, around, params)
+        scores = split_scores(model, users, around, grid.splits)
+        scores = jnp.broadcast_to(scores[None], (EXPERT_WINDOWS, *scores.shape))
+        return plan(grid, scores, obs[:, 9:12] * params.bandwidth_hz, params)
 
     return stateless(act, information="one_hop", message_bytes=4)
 
@@ -187,30 +224,19 @@ def greedy_oracle(params: NSParams) -> Policy:
 def lookahead_oracle(params: NSParams, num_windows: int = LOOKAHEAD) -> Policy:
     """Dynamic programming over the next windows, on a grid of splits whose steps are the change limit.
 
-    Exact users, load around as it is now. With instant allocation windows do not interact and this is the greedy oracle.
+    Exact users, load around as it is now. With instant allocation windows do not interact: the greedy oracle.
     """
     if params.is_instant:
         return greedy_oracle(params)
     model = ns_model.make_model(params)
-    step = int(np.clip(float(params.max_change_hz) // RB_HZ, 1, 4))
-    splits = _splits(model.num_rbs, step)
-    apart = np.abs(splits[:, None] - splits[None]).max(axis=-1)
-    # Within one step of each other: at most 7 successors; the list is filled up with the split itself.
-    order = np.argsort(apart, axis=-1, kind="stable")[:, :7]
-    successors = np.where(np.take_along_axis(apart, order, axis=-1) <= step, order, np.arange(len(splits))[:, None])
+    grid = make_grid(model.num_rbs, params)
 
     def act(key, obs, adjacency, env_state):
         del key, obs, adjacency
         users = _known_users(env_state, params, num_windows + 1)[1:]
         load = ns_model.around_load(model, env_state.load)
-        scores = jax.lax.map(lambda u: split_scores(model, u, load, splits), users)  # [H, N, splits]
-
-        def backward(value, score):
-            return score + value[:, successors].max(axis=-1), None
-
-        value, _ = jax.lax.scan(backward, jnp.zeros_like(scores[0]), scores, reverse=True)
-        value = jnp.where(_reachable(env_state.alloc_hz, splits, params), value, -1.0)
-        return rbs_to_hz(jnp.asarray(splits, jnp.float32)[jnp.argmax(value, axis=-1)], params)
+        scores = jax.lax.map(lambda u: split_scores(model, u, load, grid.splits), users)  # [H, N, splits]
+        return plan(grid, scores, env_state.alloc_hz, params)
 
     return stateless(act, information="global")
 
@@ -248,7 +274,7 @@ def fit_constant(params: NSParams, keys: jax.Array, num_steps: int = 100) -> np.
 
 
 def hindsight_shares(key: jax.Array, params: NSParams, num_steps: int) -> jax.Array:
-    """[N, 3] shares: the best constant split of every BS for the users of the episode `key`; feed to `constant_split`."""
+    """[N, 3] shares: the best constant split of every BS for the users of the episode `key`; see `constant_split`."""
     splits = _splits(ns_model.make_model(params).num_rbs)
     best = jnp.argmax(_episode_scores(key, params, num_steps), axis=-1)
     return jnp.asarray(splits / splits[0].sum(), jnp.float32)[best]
