@@ -96,7 +96,7 @@ def make_update(
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema_update(state.ema_params, params, state.step, ema_decay)
-        metrics = metrics | {"grad_norm": optax.global_norm(gradients)}
+        metrics = metrics | {"grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
     return update
