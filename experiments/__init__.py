@@ -1,1 +1,2 @@
-"""Stages of an experiment: collect -> pretrain -> adapt -> evaluate -> figures. Each is `python -m experiments.<stage>`."""
+"""Stages of an experiment: collect -> pretrain -> adapt -> evaluate -> figures. Each is `python -m
+experiments.<stage>`."""

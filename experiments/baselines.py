@@ -2,7 +2,8 @@
 
     python -m experiments.baselines --config=experiments/configs/small.py --workdir=runs/small
 
-Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/, final/). Methods: ma_bc (own observation) and ma_bc_mf (own and mean field).
+Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/, final/). Methods: ma_bc (own observation) and ma_bc_mf
+(own and mean field).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m experiments.collect --config=experiments/configs/small.py --workdir=runs/small
 
-Writes <workdir>/data/<task>/<tier>/. Killed at any moment and started again it finishes the same bytes: whole shards are kept
-(their checksums stand in `shards.jsonl`), the manifest comes last.
+Writes <workdir>/data/<task>/<tier>/. Killed at any moment and started again it finishes the same bytes: whole shards
+are kept (their checksums stand in `shards.jsonl`), the manifest comes last.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def check_request(stored: dict[str, Any], wanted: dict[str, Any], directory: Pat
                 field = next(k for k in value if stored["environment"].get(k) != _plain(value[k]))
                 stored, value = stored["environment"], value[field]
             raise runtime.UserError(
-                f"{directory} was collected with {field}={stored.get(field)}, got {value}; use another workdir or delete it"
+                f"{directory} was collected with {field}={stored.get(field)}, got {value}; "
+                "use another workdir or delete it"
             )
 
 
@@ -147,7 +148,8 @@ def finished_shards(directory: Path) -> dict[int, str]:
 
 
 def make_simulator(env: Environment, policy: Policy, steps_per_dispatch: int):
-    """simulate(keys [E], num_steps, report) -> Trajectories with leading E, in compiled chunks, gathered on the host."""
+    """simulate(keys [E], num_steps, report) -> Trajectories with leading E, in compiled chunks, gathered on the
+    host."""
     params = env.default_params
 
     @jax.jit
@@ -189,7 +191,8 @@ def make_simulator(env: Environment, policy: Policy, steps_per_dispatch: int):
 
 
 def statistics(directory: Path, num_shards: int) -> dict[str, Any]:
-    """Per-dimension minimum, maximum, mean and std of observations, actions and rewards over present agents, shard by shard."""
+    """Per-dimension minimum, maximum, mean and std of observations, actions and rewards over present agents, shard by
+    shard."""
     sums: dict[str, list[Any]] = {}
     for i in range(num_shards):
         trajectory = datasets.read_shard(directory, i)

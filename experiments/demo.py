@@ -1,4 +1,5 @@
-"""The paper's idea end to end on CPU: data -> pre-train on two tasks -> few-shot adapt to the third -> plan -> evaluate -> figures.
+"""The paper's idea end to end on CPU: data -> pre-train on two tasks -> few-shot adapt to the third -> plan -> evaluate
+-> figures.
 
     make demo                      held-out task rb
     make demo HELD_OUT=cbf         or ns
@@ -79,7 +80,7 @@ def evaluate_all(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
     scores = {}
     with runtime.progress(f"evaluate on {task}", len(policies) * protocol.num_instances) as advance:
         for name, (policy, policy_params) in policies.items():
-            scores[name] = evaluator(policy, policy_params, lambda n, reward: advance(n, reward=reward))  # noqa: B023
+            scores[name] = evaluator(policy, policy_params, lambda n, reward: advance(n, reward=reward))
     rows = summary(scores, task, protocol)
     write_atomically(Path(workdir) / f"evaluation_{task}.json", json.dumps(rows, indent=1).encode())
     return rows

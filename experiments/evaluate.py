@@ -2,7 +2,8 @@
 
     python -m experiments.evaluate --config=experiments/configs/small.py --workdir=runs/small
 
-Writes <workdir>/evaluation_<task>.json: {policy: {"reward", "sem", "score", "instances", "steps", "instance_rewards", "metrics"}}.
+Writes <workdir>/evaluation_<task>.json: {policy: {"reward", "sem", "score", "instances", "steps", "instance_rewards",
+"metrics"}}.
 """
 
 from __future__ import annotations

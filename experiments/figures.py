@@ -1,4 +1,5 @@
-"""Figures out of stored results: learning curves, scores, latents, actions, the environments, a plan against what happened.
+"""Figures out of stored results: learning curves, scores, latents, actions, the environments, a plan against what
+happened.
 
     python -m experiments.figures --config=experiments/configs/small.py --workdir=runs/small
 
@@ -107,7 +108,8 @@ def episode(env: Environment, policy: Policy, policy_params: Any, num_steps: int
 def imagined_against_realised(
     world_model, task: str, policy_params: planning.PolicyParams, imagine_fn, obs: jax.Array, adjacency: jax.Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(imagined, realised) latents [T, N, H, D]: at every step t a plan, beside the latents of the H steps that followed."""
+    """(imagined, realised) latents [T, N, H, D]: at every step t a plan, beside the latents of the H steps that
+    followed."""
     delay = world_model.specs[task].message_delay_steps
     horizon, dim = world_model.config.horizon, world_model.config.latent_dim
     z = world_model.encode(policy_params.params, policy_params.stats, task, obs)  # [L+1, N, D]

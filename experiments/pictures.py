@@ -41,7 +41,7 @@ def _cell_outlines(axes: Axes, centres_m: np.ndarray, radius_m: float) -> None:
     """Hexagons whose edges face the neighbours at 30, 90, ... degrees."""
     for x, y in centres_m:
         axes.add_patch(
-            RegularPolygon((x, y), 6, radius=radius_m, orientation=np.pi / 6, fill=False, edgecolor="0.8", linewidth=0.8)
+            RegularPolygon((x, y), 6, radius=radius_m, orientation=np.pi / 6, fill=False, edgecolor="0.8", lw=0.8)
         )
     axes.set_aspect("equal")
     axes.set_xlabel("x (m)")
@@ -49,7 +49,8 @@ def _cell_outlines(axes: Axes, centres_m: np.ndarray, radius_m: float) -> None:
 
 
 def draw_cbf(env: Environment, policy: Policy, policy_params: Any, num_steps: int = 30) -> Figure:
-    """Cells, users and the beam pattern |a(phi)^T w|^2 of every base station after `num_steps` slots; user colour = rate."""
+    """Cells, users and the beam pattern |a(phi)^T w|^2 of every base station after `num_steps` slots; user colour =
+    rate."""
     state, steps, _ = simulate(env, policy, policy_params, num_steps)
     params = env.default_params
     centres_m = np.asarray(params.bs_xy_m)
@@ -72,7 +73,8 @@ def draw_cbf(env: Environment, policy: Policy, policy_params: Any, num_steps: in
 
 
 def draw_rb(env: Environment, policy: Policy, policy_params: Any, num_steps: int = 60) -> Figure:
-    """Left: nodes and links. Right: who holds which resource block of one frame (grey = signalling of node 0's view)."""
+    """Left: nodes and links. Right: who holds which resource block of one frame (grey = signalling of node 0's
+    view)."""
     state, steps, _ = simulate(env, policy, policy_params, num_steps)
     params, network = env.default_params, state.network
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1, 1.4))
@@ -123,7 +125,7 @@ def draw_ns(env: Environment, policy: Policy, policy_params: Any, num_steps: int
     cell = int(np.argmin(steps.reward.mean(0)))
     axes["map"].plot(*centres_m[cell], "k*", markersize=12)
     names = list(env.spec.obs_names)
-    for n, name in enumerate(SLICE_NAMES):
+    for name in SLICE_NAMES:
         axes["demand"].plot(steps.obs[:, cell, names.index(f"arrivals_last_{name.lower()}")], label=name)
         axes["share"].plot(steps.obs[:, cell, names.index(f"alloc_{name.lower()}")])
         axes["sla"].plot(steps.metrics[f"ssr_{name.lower()}"][:, cell])

@@ -2,7 +2,8 @@
 
     python -m experiments.pretrain --config=experiments/configs/small.py --workdir=runs/small
 
-Reads <workdir>/data/<task>/<tier>/, writes <workdir>/pretrain_without_<held_out>/ (metrics.jsonl, checkpoints/, model/).
+Reads <workdir>/data/<task>/<tier>/, writes <workdir>/pretrain_without_<held_out>/ (metrics.jsonl, checkpoints/,
+model/).
 """
 
 from __future__ import annotations

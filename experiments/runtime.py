@@ -146,7 +146,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar: yields advance(steps, **numbers). Quiet when standard error is no terminal: one line at the end."""
+    """A progress bar: yields advance(steps, **numbers). Quiet when standard error is no terminal: one line at the
+    end."""
     started = time.monotonic()
     last: dict[str, Any] = {}
     bar = Progress(

@@ -31,7 +31,8 @@ def check_updates(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def check_metrics(step: int, seed: int, metrics: Mapping[str, float]) -> list[str]:
-    """Warnings about collapsing latents. Raises TrainingError, naming metric, update and seed, for a value that is not finite."""
+    """Warnings about collapsing latents. Raises TrainingError, naming metric, update and seed, for a value that is not
+    finite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingError(
@@ -57,8 +58,8 @@ def train(
 ) -> TrainState:
     """Runs `config.num_updates` updates, `updates_per_dispatch` per dispatch.
 
-    Resumes from the newest checkpoint in `directory`; because update s draws from fold_in(key(seed), s), the result has the
-    same bits as an uninterrupted run's. Metrics go to `directory/metrics.jsonl`.
+    Resumes from the newest checkpoint in `directory`; because update s draws from fold_in(key(seed), s), the result has
+    the same bits as an uninterrupted run's. Metrics go to `directory/metrics.jsonl`.
 
     Args:
       epoch: jitted `training.make_epoch` with updates_per_dispatch updates.

@@ -1,7 +1,7 @@
 """Fills the generated blocks of README.md from results/*.json, so that no number is typed by hand.
 
-    python -m tools.render_readme            writes README.md
-    python -m tools.render_readme --check    fails when README.md is not up to date
+python -m tools.render_readme            writes README.md
+python -m tools.render_readme --check    fails when README.md is not up to date
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def render(text: str) -> str:
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     wanted = render(readme.read_text())
-    if "--check" in sys.argv:
-        sys.exit(0 if wanted == readme.read_text() else "README.md is not what results/ say: run python -m tools.render_readme")
-    readme.write_text(wanted)
+    if "--check" not in sys.argv:
+        readme.write_text(wanted)
+    elif wanted != readme.read_text():
+        sys.exit("README.md is not what results/ say: run python -m tools.render_readme")

@@ -1,4 +1,5 @@
-"""Proves an installed wheel: every package imports, every environment steps, a world model plans. Run outside the repository."""
+"""Proves an installed wheel: every package imports, every environment steps, a world model plans. Run outside the
+repository."""
 
 import importlib
 from pathlib import Path
@@ -17,9 +18,7 @@ assert (Path(networld_jax.__file__).parent / "py.typed").exists()
 for task in networld_envs.ENVIRONMENTS:
     env = networld_envs.make(task, **({"preset": "tiny"} if task == "ns" else {}))
     policy = experts.policies(task, env.default_params)["random"]
-    data = jax.jit(lambda key, env=env, policy=policy: networld_jax.rollout(key, env, env.default_params, policy, {}, 8))(
-        jax.random.key(0)
-    )
+    data = networld_jax.rollout(jax.random.key(0), env, env.default_params, policy, {}, 8)
     data = jax.tree.map(lambda x: x[None], data)
     model = networld_jax.make_world_model(networld_jax.WorldModelConfig(width=8), [env.spec])
     params = networld_jax.PolicyParams(

@@ -1,4 +1,5 @@
-"""Frozen, disjoint ranges of random instances, so that every method sees the same networks and nobody tunes on the test.
+"""Frozen, disjoint ranges of random instances, so that every method sees the same networks and nobody tunes on the
+test.
 
 Instance i of a range is `fold_in(key(range), i)`. A range is a (task, split) pair; the numbers below never change.
 """

@@ -35,8 +35,8 @@ def mixture(
     perturb_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     perturb_probability: float = 0.0,
 ) -> Policy:
-    """Every agent follows a member drawn uniformly, redrawn every `segment_steps`; with `perturb_probability` per agent and
-    step its action a becomes perturb_fn(key, a [N,A])."""
+    """Every agent follows a member drawn uniformly, redrawn every `segment_steps`; with `perturb_probability` per agent
+    and step its action a becomes perturb_fn(key, a [N,A])."""
 
     def init(key, num_agents):
         keys = jax.random.split(key, len(members))
@@ -47,7 +47,8 @@ def mixture(
         choice_key, noise_key, coin_key, members_key = jax.random.split(key, 4)
         num_agents = obs.shape[0]
         redraw = carry.t % segment_steps == 0
-        choice = jnp.where(redraw, jax.random.randint(choice_key, (num_agents,), 0, len(members), jnp.int32), carry.choice)
+        drawn = jax.random.randint(choice_key, (num_agents,), 0, len(members), jnp.int32)
+        choice = jnp.where(redraw, drawn, carry.choice)
         keys = jax.random.split(members_key, len(members))
         results = [
             member.act(k, params, c, obs, adjacency, env_state)

@@ -10,8 +10,9 @@ import numpy as np
 def hex_cells(num_cells: int, inter_site_m: float) -> np.ndarray:
     """Centres of a hexagonal layout with full rings around the origin, [num_cells, 2] in m.
 
-    Order: the centre, then ring 1 at angles -30, 30, ..., 270 degrees, then the six corners of ring 2 (same angles, twice
-    the distance), then the six edge middles of ring 2 (angles 0, 60, ..., 300 degrees, sqrt(3) times the distance).
+    Order: the centre, then ring 1 at angles -30, 30, ..., 270 degrees, then the six corners of ring 2 (same angles,
+    twice the distance), then the six edge middles of ring 2 (angles 0, 60, ..., 300 degrees, sqrt(3) times the
+    distance).
 
     Raises ValueError for a number of cells other than 1, 7 or 19.
     """

@@ -25,7 +25,7 @@ class Information:
     """Where one block of observation entries comes from; the state-influence test holds every environment to it."""
 
     entries: tuple[str, ...]  # names out of TaskSpec.obs_names
-    whose: str  # "own", "one_hop" (graph neighbours), "two_hop" or "global": whose part of the state these may depend on
+    whose: str  # "own", "one_hop" (graph neighbours), "two_hop" or "global": whose state these may depend on
     lag_steps: int  # age of the information in environment steps (0 = measured at the moment of the decision)
     num_bytes: int  # bytes received from other agents per agent and step to build these entries (0 = local measurement)
     source: str  # one phrase: how a real network obtains it
@@ -82,13 +82,13 @@ class TimeStep:
 class Environment(NamedTuple):
     """A wireless network as pure functions; everything works under jit, vmap, scan.
 
-    `step(key, state, action, params)` equals `transition(state, action, draw(key, state, params), params)`: all randomness
-    of a step is in `draws`, so that a parity test can feed recorded draws. No auto-reset.
+    `step(key, state, action, params)` equals `transition(state, action, draw(key, state, params), params)`: all
+    randomness of a step is in `draws`, so that a parity test can feed recorded draws. No auto-reset.
     """
 
     spec: TaskSpec
     default_params: Any  # frozen pytree, field `episode_steps` included
-    reset: Callable[..., tuple[Any, jax.Array]]  # (key, params) -> (state, obs [N, O]); draws topology and initial state
+    reset: Callable[..., tuple[Any, jax.Array]]  # (key, params) -> (state, obs [N, O]); draws the topology too
     step: Callable[..., tuple[Any, TimeStep]]  # (key, state, action [N, A], params) -> (state, TimeStep)
     transition: Callable[..., tuple[Any, TimeStep]]  # (state, action [N, A], draws, params) -> (state, TimeStep)
     observe: Callable[..., jax.Array]  # (state, params) -> obs [N, O]
@@ -101,16 +101,17 @@ class Environment(NamedTuple):
 class Policy(NamedTuple):
     """Anything that acts: planner, baseline, expert, rule.
 
-    Learned policies are called with `env_state=None`; an expert or rule may read of `env_state` what `information` declares.
+    Learned policies are called with `env_state=None`; an expert or rule may read of `env_state` what `information`
+    declares.
     """
 
     init: Callable[..., Any]  # (key, num_agents) -> carry
-    act: Callable[..., tuple[jax.Array, Any]]  # (key, params, carry, obs, adjacency, env_state) -> (action [N, A], carry)
+    act: Callable[..., tuple[jax.Array, Any]]  # (key, params, carry, obs, adjacency, env_state) -> (action, carry)
     observe_reward: Callable[..., Any] = lambda carry, reward: carry  # (carry, reward [N]) -> carry
     information: str = "own"  # what an action depends on: "own" observation, "one_hop" messages, "two_hop", "global"
     reads_state: bool = True  # False = called with env_state=None
     message_bytes: int = 0  # bytes an agent broadcasts to its 1-hop neighbours per step
-    is_demonstration: Callable[[Any], jax.Array] | None = None  # carry -> bool []: False = action drawn to disturb the state
+    is_demonstration: Callable[[Any], jax.Array] | None = None  # carry -> bool []; False = a disturbance
 
 
 def check_action_shape(action: jax.Array, spec: TaskSpec) -> None:

@@ -1,6 +1,6 @@
 """The paper's sizes: 100 source trajectories x 5000 steps per task, 10 target trajectories, 100 epochs x 1000 updates.
 
-    python -m experiments.collect --config=experiments/configs/paper.py --workdir=runs/paper        (an accelerator, hours)
+    python -m experiments.collect --config=experiments/configs/paper.py --workdir=runs/paper    (hours, accelerator)
 
 Datasets are written shard by shard, so memory stays at `num_parallel` trajectories.
 """

@@ -1,8 +1,8 @@
 """The small scale: every stage in minutes on 2 CPU cores.
 
-    for stage in collect pretrain adapt evaluate figures; do
-        python -m experiments.$stage --config=experiments/configs/small.py --workdir=runs/small
-    done
+for stage in collect pretrain adapt evaluate figures; do
+    python -m experiments.$stage --config=experiments/configs/small.py --workdir=runs/small
+done
 """
 
 from ml_collections import ConfigDict

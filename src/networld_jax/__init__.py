@@ -1,7 +1,8 @@
 """NetWorld in JAX: a diffusion world model that controls wireless networks, one decision per agent and step.
 
-The tour: an environment (`networld_envs.make`) and a policy give `Trajectories` (`rollout`); `make_world_model` bundles the
-networks as pure functions; `joint_loss` trains them; `make_planner` turns them into a policy again; `evaluate` scores it.
+The tour: an environment (`networld_envs.make`) and a policy give `Trajectories` (`rollout`); `make_world_model` bundles
+the networks as pure functions; `joint_loss` trains them; `make_planner` turns them into a policy again; `evaluate`
+scores it.
 """
 
 from networld_jax.datasets import from_arrays, load, spec_from_trajectories, task_stats

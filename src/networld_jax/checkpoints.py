@@ -87,8 +87,8 @@ def _unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def save_model(
     directory: Path, world_model: WorldModel, params: Params, stats: Mapping[str, TaskStats], **facts: Any
 ) -> None:
-    """A finished model as `weights.npz` (plain arrays, names are paths) and `model.json` (configuration, task specs, checksum
-    of the weights, and whatever `facts` say about its origin). `model.json` appears last."""
+    """A finished model as `weights.npz` (plain arrays, names are paths) and `model.json` (configuration, task specs,
+    checksum of the weights, and whatever `facts` say about its origin). `model.json` appears last."""
     import io
 
     directory = Path(directory)

@@ -43,7 +43,8 @@ class Scores:
         return standard_error(self.reward)
 
     def percentile(self, name: str, q: float) -> float:
-        """Percentile over all agents of all instances of an agent's time average, e.g. the 10th-percentile user rate."""
+        """Percentile over all agents of all instances of an agent's time average, e.g. the 10th-percentile user
+        rate."""
         return float(np.nanpercentile(self.per_agent[name], q))
 
 
@@ -60,8 +61,8 @@ def episode_means(
     policy_params: Params,
     protocol: Protocol,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """({name: [] or [N] time average}, agent mask [N]) of one instance; "reward" and "reward_p10" (the 10th percentile over
-    present agents, per step) are among the names. Pure; vmap over keys."""
+    """({name: [] or [N] time average}, agent mask [N]) of one instance; "reward" and "reward_p10" (the 10th percentile
+    over present agents, per step) are among the names. Pure; vmap over keys."""
     loop = start(key, env, env_params, policy)
     mask = env.agent_mask(loop[0], env_params)
 
@@ -123,7 +124,8 @@ def evaluate(
 
 
 def anchored(reward: np.ndarray | float, low: float, high: float) -> np.ndarray | float:
-    """Score (reward - low) / (high - low): 0 at the low anchor (random), 1 at the high one (best realisable rule or expert).
+    """Score (reward - low) / (high - low): 0 at the low anchor (random), 1 at the high one (best realisable rule or
+    expert).
 
     Raises ValueError when the anchors coincide.
     """

@@ -40,7 +40,8 @@ class Sequences(NamedTuple):
 def encode_segments(world_model, params: Params, stats: TaskStats, task: str, segments: Segments):
     """Latents z [B, N, H+1, D] and mean fields m [B, N, H+1, D] of windows.
 
-    The mean field averages the neighbours' latents of the observations their messages describe (delayed if the task's are).
+    The mean field averages the neighbours' latents of the observations their messages describe (delayed if the task's
+    are).
     """
     z = world_model.encode(params, stats, task, segments.obs)
     heard = world_model.encode(params, stats, task, segments.message_obs)
@@ -57,7 +58,8 @@ def masked_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
 def inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, key, noise_std) -> jax.Array:
     """Two-hot cross-entropy of the executed action given (z_t, m_t, z_{t+1} + s eps), mean over components and pairs.
 
-    The noise makes the model fall back to the conditional mean given (z_t, m_t) as far as a sampled z_{t+1} is imprecise.
+    The noise makes the model fall back to the conditional mean given (z_t, m_t) as far as a sampled z_{t+1} is
+    imprecise.
     """
     noisy_next = z[:, :, 1:] + noise_std * jax.random.normal(key, z[:, :, 1:].shape)
     logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next)  # [B, N, H, A, M]
@@ -79,8 +81,8 @@ def value_losses(world_model, params, stats, task, z, m, segments, label) -> tup
 
 
 def latent_health(z: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Collapse alarms over present agents: mean per-dimension std and effective rank exp(entropy of the eigen-spectrum),
-    computed without an eigen-decomposition as (tr C)^2 / tr C^2 (the participation ratio)."""
+    """Collapse alarms over present agents: mean per-dimension std and effective rank exp(entropy of the
+    eigen-spectrum), computed without an eigen-decomposition as (tr C)^2 / tr C^2 (the participation ratio)."""
     flat = z[:, :, 0].reshape(-1, z.shape[-1])
     weight = mask.reshape(-1, 1) / jnp.maximum(mask.sum(), 1.0)
     centred = flat - jnp.sum(flat * weight, axis=0, keepdims=True)
@@ -108,7 +110,8 @@ def noised(x0: jax.Array, k: jax.Array, noise: jax.Array, schedule: NoiseSchedul
 def task_loss(
     world_model, params: Params, stats: TaskStats, task: str, segments: Segments, key: jax.Array, config: LossConfig
 ) -> tuple[jax.Array, Sequences, dict[str, jax.Array]]:
-    """One task's own losses (inverse dynamics, value heads, reconstruction), its sequences for the shared nets, metrics."""
+    """One task's own losses (inverse dynamics, value heads, reconstruction), its sequences for the shared nets,
+    metrics."""
     idm_key, dropout_key = jax.random.split(key)
     z, m = encode_segments(world_model, params, stats, task, segments)
     if config.message_dropout:
@@ -177,10 +180,10 @@ def joint_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The multi-task loss; tasks weigh equally however many agents they have.
 
-        L = L_denoise(sg x0) + lambda_c L_return(sg x_k) + lambda_i L_inverse + lambda_v (L_V + L_Q) + lambda_r L_reconstruct
+        L = L_denoise(sg x0) + lambda_c L_return(sg x_k) + lambda_i L_inverse + lambda_v (L_V + L_Q) + lambda_r L_rec
 
-    `encoder_diffusion_grad` = g lets g times the diffusion gradient into the encoder (0: none; 1: the paper's wording, which
-    collapses the latents).
+    `encoder_diffusion_grad` = g lets g times the diffusion gradient into the encoder (0: none; 1: the paper's wording,
+    which collapses the latents).
 
     Returns (loss [], metrics {name: []}).
     """

@@ -32,7 +32,8 @@ ImagineFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], jax.Array]
 """(policy_params, keys [S], z [S, D], m [S, D]) -> x [S, H, 2D]: the present in row 0, the imagined future below."""
 
 RankFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(policy_params, z [S, D], m [S, D], action [S, A], x [S, H, 2D]) -> [S]; the candidate with the largest value is executed."""
+"""(policy_params, z [S, D], m [S, D], action [S, A], x [S, H, 2D]) -> [S]; the candidate with the largest value is
+executed."""
 
 
 def diffusion_imagination(

@@ -42,7 +42,8 @@ PRESETS: dict[str, Preset] = {
         PlannerConfig(num_steps=20, initial_noise_scale=1.0),
         sampling.sample_ddpm,
     ),
-    # The paper where it speaks: diffusion gradient into the encoder, DDPM, four levels, own return, clean inverse model.
+    # The paper where it speaks: diffusion gradient into the encoder, DDPM, four levels, own return, clean inverse
+    # model.
     "paper_reading": Preset(
         WorldModelConfig(
             encoder="mlp", latent_dim=32, horizon=32, width_mults=(1, 2, 4, 8), prediction="noise", num_return_bins=41

@@ -36,8 +36,10 @@ def make_optimiser(
 
 
 def adaptation_labels(params: Params, task: str) -> Params:
-    """One label per leaf for few-shot adaptation to `task`: "train" (its encoder, decoder, inverse dynamics, value heads),
-    "finetune" (shared denoiser and classifier; lightly), "finetune_fast" (their task embedding), "freeze" (other tasks)."""
+    """One label per leaf for few-shot adaptation to `task`: "train" (its encoder, decoder, inverse dynamics, value
+    heads),
+    "finetune" (shared denoiser and classifier; lightly), "finetune_fast" (their task embedding), "freeze" (other
+    tasks)."""
 
     def label(path, _):
         names = [entry.key for entry in path]
@@ -89,7 +91,8 @@ def make_update(
     optimiser: optax.GradientTransformation,
     ema_decay: float,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """One gradient step out of loss_fn(params, batch, key) -> (loss, metrics); shared by the world model and the baselines."""
+    """One gradient step out of loss_fn(params, batch, key) -> (loss, metrics); shared by the world model and the
+    baselines."""
 
     def update(state: TrainState, batch: Any, key: jax.Array):
         (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
@@ -109,8 +112,8 @@ def make_epoch(
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """`num_updates` updates in one dispatch: (state, data, key) -> (state, metrics averaged over the updates).
 
-    Update s uses fold_in(key, s), so a resumed run repeats an uninterrupted one bit for bit. `sample_fn(key, data)` draws a
-    batch on the device. Jit it with donate_argnums=0.
+    Update s uses fold_in(key, s), so a resumed run repeats an uninterrupted one bit for bit. `sample_fn(key, data)`
+    draws a batch on the device. Jit it with donate_argnums=0.
     """
 
     def epoch(state: TrainState, data: Any, key: jax.Array):

@@ -48,7 +48,8 @@ class Segments:
 
 @struct.dataclass
 class Transitions:
-    """Agent transitions with messages, the row format of the model-free baselines. Observations are normalised symlog."""
+    """Agent transitions with messages, the row format of the model-free baselines. Observations are normalised
+    symlog."""
 
     obs: jax.Array  # [B, O]
     next_obs: jax.Array  # [B, O]

@@ -17,10 +17,11 @@ from networld_jax.types import Params, WorldModelConfig
 
 
 class WorldModel(NamedTuple):
-    """Pure functions that share one configuration. `task` is a static name and selects encoder, inverse dynamics and value
-    heads; `task_index` is an int32 array and enters the shared denoiser and classifier.
+    """Pure functions that share one configuration. `task` is a static name and selects encoder, inverse dynamics and
+    value heads; `task_index` is an int32 array and enters the shared denoiser and classifier.
 
-    Parameters are a plain dict with the subtrees "encoder", "decoder", "inverse_dynamics", "value", "action_value" (each
+    Parameters are a plain dict with the subtrees "encoder", "decoder", "inverse_dynamics", "value", "action_value"
+    (each
     {task: ...}), "denoiser" and "classifier".
     """
 
@@ -50,10 +51,11 @@ def num_action_bins(spec: TaskSpec, config: WorldModelConfig) -> int:
 
 
 def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -> WorldModel:
-    """Builds the functions for a fixed, ordered set of tasks (the held-out one included: it has a row in the task embedding).
+    """Builds the functions for a fixed, ordered set of tasks (the held-out one included: it has a row in the task
+    embedding).
 
-    Raises ValueError for a horizon the U-Net cannot halve, repeated task names, or an identity encoder whose latent is smaller than an
-    observation.
+    Raises ValueError for a horizon the U-Net cannot halve, repeated task names, or an identity encoder whose latent is
+    smaller than an observation.
     """
     specs = {spec.name: spec for spec in task_specs}
     if len(specs) != len(task_specs) or not specs:

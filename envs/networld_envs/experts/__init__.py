@@ -28,5 +28,6 @@ def policies(task: str, params: Any) -> dict[str, Policy]:
 
 
 def tiers(task: str, params: Any) -> dict[str, Policy]:
-    """Data-collecting policies of a task: "expert", "medium", "mixed", "noisy_expert", ... Raises ValueError for an unknown task."""
+    """Data-collecting policies of a task: "expert", "medium", "mixed", "noisy_expert", ... Raises ValueError for an
+    unknown task."""
     return _module(task).tiers(params)

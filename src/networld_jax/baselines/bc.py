@@ -2,8 +2,8 @@
 
     minimise  E CE(two_hot(a), softmax(f(o, m))),   act with the probability-weighted mean over bins
 
-o is the agent's standardised symlog observation; with `use_mean_field` the mean of the neighbours' observations m (as delayed as
-the task's messages are) is a second input.
+o is the agent's standardised symlog observation; with `use_mean_field` the mean of the neighbours' observations m (as
+delayed as the task's messages are) is a second input.
 """
 
 from __future__ import annotations
