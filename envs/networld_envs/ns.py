@@ -64,7 +64,7 @@ class NSParams:
     hotspots_per_slice: int = _static(4)
     episode_steps: int | jax.Array = 1000
     bandwidth_hz: float | jax.Array = 10e6  # W
-    max_change_hz: float | jax.Array = 0.6e6  # per slice and window
+    max_change_hz: float | jax.Array = 0.4e6  # per slice and window
     mimo_factor: float | jax.Array = 48.0  # M, multiplies log10(1 + SINR)
     tx_power_dbw: float | jax.Array = 16.0
     antenna_gain_db: float | jax.Array = 20.0
@@ -72,7 +72,7 @@ class NSParams:
     shadow_std_db: float | jax.Array = 8.0
     mobility_step_s: float | jax.Array = 1.0  # time that users move for between two windows
     speed_mps: tuple[float, float, float] = _static((1.0, 4.0, 8.0))  # roaming users, per slice
-    hotspot_speed_mps: float | jax.Array = 1.5
+    hotspot_speed_mps: float | jax.Array = 0.75
     hotspot_dwell_windows: float | jax.Array = 2.0  # mean stay of a hot-spot in a cell
     hotspot_fraction: float | jax.Array = 0.95  # of the sessions
     hotspot_std_m: float | jax.Array = 10.0

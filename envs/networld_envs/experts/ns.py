@@ -131,7 +131,8 @@ def make_grid(num_rbs: int, params: NSParams) -> Grid:
 
 
 def plan(grid: Grid, scores: jax.Array, alloc_hz: jax.Array, params: NSParams) -> jax.Array:
-    """[N, 3] Hz: first split of the best path through scores [H, N, splits] from alloc_hz [N, 3], by dynamic programming."""
+    """[N, 3] Hz: first split of the best path through scores [H, N, splits] from alloc_hz [N, 3], by dynamic
+    programming."""
 
     def backward(value, score):
         return score + value[:, grid.successors].max(axis=-1), None
