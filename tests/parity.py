@@ -202,8 +202,8 @@ def ns_replay(mode, inputs):
     mode "gan" | "mobile"; inputs: the fixture's arrays without the set prefix (any numbers of windows W, slots S,
     users U): `cat`, `pos` or `path_loss` (gan), `pos0`, `dir0_deg`, `speed_mps`, `half_side`, `radius`, `cell_ids`
     (mobile), `pkt_size`, `pkt_gap`, `pkt_gap_ifdrop` (mobile), `timer0`, `shadow_dB` or `shadow_cell_dB`, `alloc_Hz`,
-    `n_slots`, `mimo`. Computes in float64 where x64 is enabled, else in float32. Returns `out_*` [W, ...] as in the fixture, and
-    `trace_*`: the first min(100, S) slots of windows 0 and W // 2 (gan) or 0 and W - 1 (mobile).
+    `n_slots`, `mimo`. Computes in float64 where x64 is enabled, else in float32. Returns `out_*` [W, ...] as in the
+    fixture, and `trace_*`: the first min(100, S) slots of windows 0 and W // 2 (gan) or 0 and W - 1 (mobile).
     """
     if mode not in ns_single_cell.FIDELITY:
         raise ValueError(f"mode must be one of {sorted(ns_single_cell.FIDELITY)}, got {mode!r}")
