@@ -193,7 +193,7 @@ def test_message_dropout_zeroes_whole_windows(mlp):
     _, parts, _ = losses.task_loss(*args, config)
     own, heard = np.split(np.asarray(parts.x0), 2, -1)
     silent = ~heard.any((-2, -1))
-    assert (heard.any((-1)) == ~silent[:, None]).all() and np.abs(own).min(-1).max() > 0
+    assert (heard.any(-1) == ~silent[:, None]).all() and np.abs(own).min(-1).max() > 0
     # 160 coins of probability 1/2: 80 +- 6.3, five standard deviations.
     assert 80 - 32 < silent.sum() < 80 + 32
 
