@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 HELD_OUT ?= rb
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-all lint install clean
@@ -22,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/python -m experiments.demo --config=experiments/configs/demo.py:$(HELD_OUT) --workdir=runs/demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
