@@ -32,8 +32,7 @@ class Evaluator:
     """Evaluates policies on one list of instances; compiled programs are kept, so new weights cost no compilation."""
 
     def __init__(self, env: Environment, protocol: Protocol, split: str, num_parallel: int):
-        self.env, self.protocol = env, protocol
-        self.keys = instance_keys(env.spec.name, split, protocol.num_instances)
+        self.env, self.protocol, self.split = env, protocol, split
         self.num_parallel = min(num_parallel, protocol.num_instances)
         self._compiled: dict[int, tuple[Policy, Callable]] = {}
 
@@ -44,8 +43,10 @@ class Evaluator:
         run = self._compiled[id(policy)][1]
         params = charge_messages(self.env.default_params, policy)
         parts: list[Scores] = []
-        for first in range(0, len(self.keys), self.num_parallel):
-            parts.append(run(self.keys[first : first + self.num_parallel], policy_params, params))
+        for first in range(0, self.protocol.num_instances, self.num_parallel):
+            count = min(self.num_parallel, self.protocol.num_instances - first)
+            keys = instance_keys(self.env.spec.name, self.split, count, first)  # the same for every policy
+            parts.append(run(keys, policy_params, params))
             if advance:
                 advance(len(parts[-1].reward), reward=parts[-1].mean)
         return concatenate_scores(parts)

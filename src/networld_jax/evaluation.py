@@ -116,11 +116,13 @@ def evaluate(
     `batch_size` instances run side by side (None = all); the result does not depend on it beyond rounding.
     """
     env_params = env.default_params if env_params is None else env_params
-    keys = instances.instance_keys(env.spec.name, split, protocol.num_instances)
-    run = make_evaluator(env, policy, protocol)
-    size = batch_size or protocol.num_instances
-    starts = range(0, protocol.num_instances, size)
-    return concatenate_scores([run(keys[i : i + size], policy_params, env_params) for i in starts])
+    run, total = make_evaluator(env, policy, protocol), protocol.num_instances
+    size = batch_size or total
+    parts = []
+    for first in range(0, total, size):
+        keys = instances.instance_keys(env.spec.name, split, min(size, total - first), first)
+        parts.append(run(keys, policy_params, env_params))
+    return concatenate_scores(parts)
 
 
 def anchored(reward: np.ndarray | float, low: float, high: float) -> np.ndarray | float:
