@@ -303,11 +303,13 @@ def test_guidance_moves_the_plan_along_the_gradient(box, linear_params, graph):
 def test_guidance_raises_the_predicted_return_of_a_trained_model(graph):
     box, state = tiny.trained()
     params = planning.PolicyParams(state.ema_params, box.stats)
-    z = box.world_model.encode(params.params, box.stats, "line", jnp.asarray(box.data.obs[:, 10:20].reshape(-1, tiny.OBS)))
+    obs = jnp.asarray(box.data.obs[:, 10:20].reshape(-1, tiny.OBS))
+    z = box.world_model.encode(params.params, box.stats, "line", obs)
     m = mean_field(z.reshape(-1, N, D), graph[None]).reshape(-1, D)
 
     def predicted(scale):
-        imagine = planning.diffusion_imagination(box.world_model, box.schedule, "line", PlannerConfig(guide_scale=scale))
+        config = PlannerConfig(guide_scale=scale)
+        imagine = planning.diffusion_imagination(box.world_model, box.schedule, "line", config)
         plan = jax.jit(planning.make_plan(box.world_model, "line", imagine))
         return np.asarray(plan(params, jax.random.key(0), z, m).predicted_return)
 

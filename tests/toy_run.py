@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.adapt.update(dict(num_updates=2, sequences=10, updates_per_dispatch=1, dispatches_per_checkpoint=1))
     c.adapt.update(dict(num_trajectories=2, warmup_updates=0))
     c.planner.num_steps = 2
-    c.evaluate.num_instances, c.evaluate.num_steps, c.evaluate.burn_in_steps = everywhere(3), everywhere(4), everywhere(1)
+    c.evaluate.num_instances, c.evaluate.num_steps = everywhere(3), everywhere(4)
+    c.evaluate.burn_in_steps = everywhere(1)
     c.evaluate.num_parallel = 2
     c.evaluate.policies = ("networld", "random", "expert")
     return c

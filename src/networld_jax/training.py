@@ -83,7 +83,7 @@ def init_train_state(params: Params, optimiser: optax.GradientTransformation) ->
 def ema_update(ema: Params, params: Params, step: jax.Array, decay: float) -> Params:
     """ema <- d ema + (1 - d) params with d = min(decay, (1 + step) / (10 + step)): short memory at the start."""
     rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda e, p: rate * e + (1.0 - rate) * p, ema, params)
+    return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p - e), ema, params)  # keeps every bit where e = p
 
 
 def make_update(
