@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from networld_jax.datasets import write_atomically
@@ -48,7 +49,7 @@ def main(run: Stage, publish: Stage | None = None) -> None:
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}; fields are set as --config.<field>=<value>")
+            fail(f"unexpected argument {argv[1]!r}; fields are set as --config.<field>=<value>")
         try:
             run(config_flag.value, Path(workdir_flag.value))
             if publish_flag is not None and publish_flag.value:
@@ -56,13 +57,29 @@ def main(run: Stage, publish: Stage | None = None) -> None:
         except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
             if os.environ.get("NETWORLD_TRACEBACK"):
                 raise
-            console.print(f"[red]error:[/red] {error}", highlight=False)
-            sys.exit(2)
+            fail(str(error))
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume")
             sys.exit(130)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def fail(message: str) -> NoReturn:
+    """One line to standard error, exit code 2."""
+    console.print(f"[red]error:[/red] {escape(message)}", highlight=False)
+    sys.exit(2)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """The arguments that are no flags. A mistake (unknown flag or field, missing file, wrong type) is one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # how ml_collections reports a field that a config lacks
+        field = str(error).strip("'\"").split("\n")[0]
+        fail(f"unknown configuration field {field!r}; experiments/configs/default.py lists them all")
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        fail(str(error).splitlines()[0])
 
 
 def command() -> str:

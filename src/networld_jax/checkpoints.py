@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,8 +91,6 @@ def save_model(
 ) -> None:
     """A finished model as `weights.npz` (plain arrays, names are paths) and `model.json` (configuration, task specs,
     checksum of the weights, and whatever `facts` say about its origin). `model.json` appears last."""
-    import io
-
     directory = Path(directory)
     tree = {"params": params, "stats": {task: serialization.to_state_dict(s) for task, s in stats.items()}}
     buffer = io.BytesIO()
@@ -102,25 +102,40 @@ def save_model(
         "weights_sha256": sha256(directory / "weights.npz"),
         "facts": facts,
     }
-    write_atomically(directory / MODEL_FILE, json.dumps(description, indent=1, sort_keys=True).encode())
+    signed = description | {"sha256": _digest(description)}
+    write_atomically(directory / MODEL_FILE, json.dumps(signed, indent=1, sort_keys=True).encode())
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """model.json without its checksum. Raises CheckpointError when missing, unreadable or altered."""
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: no finished model there; run the stage that writes it")
+    try:
+        description = json.loads(path.read_bytes())
+        claimed = description.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is no readable description of a model ({error})") from error
+    if _digest(description) != claimed:
+        raise CheckpointError(f"{path} does not match its checksum (altered)")
+    return description
 
 
 def load_model(directory: Path) -> tuple[WorldModel, Params, dict[str, TaskStats], dict[str, Any]]:
     """(world model, params, stats per task, facts). Raises CheckpointError when missing, truncated or altered."""
     directory = Path(directory)
-    if not (directory / MODEL_FILE).exists():
-        raise CheckpointError(
-            f"{directory / MODEL_FILE} is missing: no finished model there; run the stage that writes it"
-        )
+    description = _read_description(directory / MODEL_FILE)
     try:
-        description = json.loads((directory / MODEL_FILE).read_bytes())
         config = WorldModelConfig(**_tuples(description["config"]))
         specs = [_spec_from_json(spec) for spec in description["specs"]]
         if sha256(directory / "weights.npz") != description["weights_sha256"]:
             raise CheckpointError(f"{directory / 'weights.npz'} does not match its checksum (truncated or altered)")
         with np.load(directory / "weights.npz", allow_pickle=False) as arrays:
             tree = _unflatten({name: jax.numpy.asarray(arrays[name]) for name in arrays.files})
-    except (KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{directory} holds no readable model ({error})") from error
     world_model = make_world_model(config, specs)
     params = jax.tree.map(lambda x: x, tree["params"])

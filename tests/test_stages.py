@@ -1,0 +1,175 @@
+"""The stages: killed and started again they end in the same bytes; mistakes of the user are one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import networld_envs
+from experiments import collect, pretrain, runtime, settings, train_loop
+from networld_jax import checkpoints, datasets
+from tests import toy_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_tasks():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, factory in toy_run.TASKS.items():
+            patch.setitem(networld_envs.ENVIRONMENTS, name, factory)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config():
+    return toy_run.get_config()
+
+
+@pytest.fixture(scope="module")
+def collected(config, tmp_path_factory):
+    """A workdir with all data."""
+    workdir = tmp_path_factory.mktemp("collected")
+    with jax.debug_key_reuse(True):
+        collect.run(config, workdir)
+    return workdir
+
+
+def contents(directory, pattern="*"):
+    return {p.name: p.read_bytes() for p in sorted(directory.glob(pattern))}
+
+
+class Killed(BaseException):
+    """Like a kill: nothing catches it."""
+
+
+def kill_after(monkeypatch, owner, name, times):
+    """owner.name works `times` times; the next call raises."""
+    original, calls = getattr(owner, name), []
+
+    def limited(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > times:
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, limited)
+
+
+# ------------------------------------------------------------------------------------------------ collect
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_killed_collection_ends_in_the_same_bytes(config, collected, tmp_path, monkeypatch, shards):
+    env = networld_envs.make("queues")
+    policy = settings.tier_policy("queues", env, "expert")
+    with monkeypatch.context() as patch:
+        kill_after(patch, datasets, "write_shard", shards)
+        with pytest.raises(Killed):
+            collect.collect_task(config, tmp_path, "queues", env, policy)
+    directory = collect.dataset_dir(tmp_path, "queues", "expert")
+    with pytest.raises(datasets.DatasetError, match=r"manifest\.json is missing"):
+        datasets.load(directory)
+    collect.collect_task(config, tmp_path, "queues", env, policy)
+    reference = collect.dataset_dir(collected, "queues", "expert")
+    assert contents(directory, "shard_*.npz") == contents(reference, "shard_*.npz")
+    assert contents(directory, "manifest.json") == contents(reference, "manifest.json")
+
+
+def test_a_changed_request_is_refused_by_its_field(config, collected):
+    env = networld_envs.make("queues", capacity=9.0)
+    policy = settings.tier_policy("queues", env, "expert")
+    with pytest.raises(runtime.UserError, match=r"collected with capacity=1\.5, got 9\.0"):
+        collect.collect_task(config, collected, "queues", env, policy)
+    changed = config.copy_and_resolve_references()
+    changed.collect.num_steps["queues"] = 11
+    with pytest.raises(runtime.UserError, match="collected with num_steps=10, got 11"):
+        collect.collect_task(changed, collected, "queues", networld_envs.make("queues"), policy)
+
+
+# ------------------------------------------------------------------------------------------------ pretrain
+
+
+@pytest.fixture(scope="module")
+def finished(config, collected):
+    """The weights of an uninterrupted pre-training."""
+    with jax.debug_key_reuse(True):
+        return pretrain.run(config, collected)
+
+
+def test_a_killed_pretraining_ends_in_the_same_bits(config, collected, finished, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(collected / "data")
+    with monkeypatch.context() as patch:
+        kill_after(patch, checkpoints.Checkpoints, "save", 2)  # dispatches 1 and 2 are kept, 3 is lost
+        with pytest.raises(Killed):
+            pretrain.run(config, tmp_path)
+    directory = pretrain.pretrain_dir(tmp_path, config.held_out)
+    assert not (directory / "model").exists()
+    assert [row["step"] for row in runtime.read_metrics(directory / "metrics.jsonl")] == [1, 2, 3]
+    again = pretrain.run(config, tmp_path)
+    assert (again / "weights.npz").read_bytes() == (finished / "weights.npz").read_bytes()
+    assert contents(directory, "metrics.jsonl") == contents(finished.parent, "metrics.jsonl")
+
+
+def test_another_configuration_in_the_same_workdir_is_refused(config, collected, finished):
+    changed = config.copy_and_resolve_references()
+    changed.loss.discount = 0.5
+    with pytest.raises(runtime.UserError, match=r"loss\.discount=0\.95, got 0\.5"):
+        pretrain.run(changed, collected)
+
+
+def test_a_value_that_is_not_finite_stops_training_by_name():
+    with pytest.raises(train_loop.TrainingError, match=r"cbf/denoise is nan before update 30 \(seed 7\)"):
+        train_loop.check_metrics(30, 7, {"loss": 1.0, "cbf/denoise": float("nan")})
+
+
+def test_collapsing_latents_are_announced():
+    (warning,) = train_loop.check_metrics(30, 7, {"cbf/latent_std": 0.04, "rb/latent_std": 0.9})
+    assert "cbf/latent_std = 0.040" in warning and "collapsing" in warning
+
+
+def test_metrics_cut_by_a_kill_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = runtime.MetricsLog(path)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2})
+    with open(path, "a") as file:
+        file.write('{"step": 4, "lo')
+    runtime.MetricsLog(path, first_step=3).write(3, {"loss": 9.0})
+    assert runtime.read_metrics(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "message"),
+    [
+        ("collect", ["--config.collect.tier=perfect", "--config.collect.tasks=('rb',)"], "tier must be one of"),
+        ("pretrain", ["--config.held_out=wifi"], "held_out must be one of tasks ('cbf', 'rb', 'ns'), got 'wifi'"),
+        ("pretrain", ["--config.pretrain.num_updates=150"], "pretrain.num_updates must be a positive multiple"),
+        ("pretrain", ["--config.model.horizon=6"], "horizon must be divisible by 4, got 6"),
+        ("pretrain", [], "manifest.json is missing"),
+        ("adapt", ["--config.pretrain.nonsense=3"], "unknown configuration field 'nonsense'"),
+        ("adapt", ["--config.seed=three"], "three"),
+        ("adapt", ["--nonsense=3"], "nonsense"),
+        ("evaluate", ["surplus"], "unexpected argument 'surplus'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, stage, arguments, message):
+    command = [sys.executable, "-m", f"experiments.{stage}", "--config=experiments/configs/default.py"]
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("src", "envs", "."))
+    result = subprocess.run(
+        [*command, f"--workdir={tmp_path}", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths, "NETWORLD_CACHE": str(tmp_path / "cache")},
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
