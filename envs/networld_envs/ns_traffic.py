@@ -19,6 +19,7 @@ import jax.numpy as jnp
 VOLTE, VIDEO, URLLC = 0, 1, 2
 SLICES = ("volte", "video", "urllc")
 SLOTS_PER_S = 2000.0
+VOLTE_BITS = 320.0
 URLLC_BITS = {
     "small": tuple(8e3 * x for x in (6.4, 12.8, 19.2, 25.6, 32.0)),
     "large": tuple(8e6 * x for x in (0.3, 0.4, 0.5, 0.6, 0.7)),
@@ -55,7 +56,7 @@ def packet_bits(slice_index: jax.Array, uniform: jax.Array, urllc_size: str) -> 
     sizes = URLLC_BITS[urllc_size]
     choice = jnp.floor(uniform * len(sizes))
     urllc = sizes[0] + choice * ((sizes[-1] - sizes[0]) / (len(sizes) - 1))  # the five sizes are equally spaced
-    return jnp.where(slice_index == VOLTE, 320.0, jnp.where(slice_index == VIDEO, video, urllc))
+    return jnp.where(slice_index == VOLTE, VOLTE_BITS, jnp.where(slice_index == VIDEO, video, urllc))
 
 
 def packet_uniforms(words: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:

@@ -55,18 +55,31 @@ def masked_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
 
 
-def inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, key, noise_std) -> jax.Array:
+def inverse_dynamics_loss(
+    world_model, params, stats, task, z, m, segments, key, noise_std, action_weight
+) -> jax.Array:
     """Two-hot cross-entropy of the executed action given (z_t, m_t, z_{t+1} + s eps), mean over components and pairs.
 
     The noise makes the model fall back to the conditional mean given (z_t, m_t) as far as a sampled z_{t+1} is
-    imprecise.
+    imprecise. `action_weight` [B, N, H] says how much each action is worth imitating.
     """
     noisy_next = z[:, :, 1:] + noise_std * jax.random.normal(key, z[:, :, 1:].shape)
     logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next)  # [B, N, H, A, M]
     per_component = jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)
     losses = per_component(logits, segments.action, stats.action_bins).mean(-1)
-    weight = segments.agent_mask[:, :, None] * segments.is_demonstration[:, None, :]
+    weight = segments.agent_mask[:, :, None] * segments.is_demonstration[:, None, :] * action_weight
     return masked_mean(losses, weight)
+
+
+def advantage_weight(advantage: jax.Array, mask: jax.Array, beta: float, horizon: int) -> jax.Array:
+    """[B, N, H]: exp(beta A / std A) on the window's first action, at most e^3, and 0 on the others, whose own returns
+    the window does not hold; all ones with beta = 0."""
+    if not beta:
+        return jnp.ones((*advantage.shape, horizon))
+    mean = masked_mean(advantage, mask)
+    std = jnp.sqrt(masked_mean((advantage - mean) ** 2, mask))
+    first = jnp.exp(jnp.minimum(beta * (advantage - mean) / jnp.maximum(std, 1e-6), 3.0))
+    return jax.lax.stop_gradient(first)[..., None] * jax.nn.one_hot(0, horizon)[None, None, :]
 
 
 def value_losses(world_model, params, stats, task, z, m, segments, label) -> tuple[jax.Array, jax.Array]:
@@ -118,15 +131,18 @@ def task_loss(
         keep = jax.random.bernoulli(dropout_key, 1.0 - config.message_dropout, m.shape[:2])
         m = m * keep[:, :, None, None]
     label = standardised_label(segments, stats, config)
+    advantage = label - jax.lax.stop_gradient(world_model.value(params, task, z[:, :, 0], m[:, :, 0]))
+    horizon = segments.reward.shape[-1]
+    weight = advantage_weight(advantage, segments.agent_mask, config.advantage_weighting, horizon)
     idm_noise = config.inverse_dynamics_noise
-    idm = inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, idm_key, idm_noise)
+    idm = inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, idm_key, idm_noise, weight)
     value, action_value = value_losses(world_model, params, stats, task, z, m, segments, label)
     loss = config.inverse_dynamics_weight * idm + config.value_weight * (value + action_value)
     if config.reconstruction_weight:
         error = (world_model.reconstruct(params, task, z) - world_model.squash(stats, segments.obs)) ** 2
         loss += config.reconstruction_weight * masked_mean(error.mean(-1), segments.agent_mask[:, :, None])
     if config.centred:
-        label = label - jax.lax.stop_gradient(world_model.value(params, task, z[:, :, 0], m[:, :, 0]))
+        label = advantage
     metrics = {"inverse_dynamics": idm, "value": value, "action_value": action_value}
     metrics |= latent_health(z, segments.agent_mask)
     x0 = scale_gradient(jnp.concatenate([z, m], -1)[:, :, : world_model.config.horizon], config.encoder_diffusion_grad)

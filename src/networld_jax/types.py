@@ -136,6 +136,7 @@ class LossConfig:
         0.5  # s: std of the noise added to z_{t+1} in training, in latent standard deviations
     )
     inverse_dynamics_weight: float = 1.0
+    advantage_weighting: float = 0.0  # beta: actions weigh exp(beta A / std A), A = label - V(z_0, m_0); 0 = all alike
     classifier_weight: float = 1.0
     value_weight: float = 1.0
     reconstruction_weight: float = 0.0

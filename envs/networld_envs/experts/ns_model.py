@@ -23,12 +23,14 @@ import numpy as np
 from networld_envs import ns_mobility as mobility
 from networld_envs import ns_slots as slots
 from networld_envs import ns_traffic as traffic
+from networld_envs.experts import ns_deadline
 from networld_envs.ns import NSParams
 from networld_envs.ns_slots import RB_HZ
 
 LOADS = np.linspace(0.0, 1.0, 11)
+URLLC_LOADS = np.array([0.0, 0.5, 1.0])
 MAX_OTHERS = 48  # J is cut here
-_VOLTE_SLOTS = 11  # spare slots of a VoLTE packet: 51 kb/s for 320 bit end after 12
+_VOLTE_SLOTS = 12  # spare slots of a VoLTE packet: 51 kb/s for 320 bit end after 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +40,9 @@ class Model:
     num_rbs: int
     window_slots: int
     packets_per_slot: tuple[float, float, float]  # lambda_n per user
-    shared: jax.Array  # [loads, 2, K + 1, J] success of video and URLLC when J others share the k RBs, central cell
+    one_rb: jax.Array  # [loads] probability that one RB carries a VoLTE packet in one slot
+    video: jax.Array  # [loads, K + 1, J] success when J others share the k RBs, central cell
+    urllc: jax.Array  # [loads, ns_deadline.RATES, K + 1] success when packets arrive at that rate, central cell
     coupling: jax.Array  # [N, N] share of the central cell's full interference that BS j causes in cell m at full load
 
 
@@ -68,16 +72,29 @@ def _tables(params_key, num_samples: int = 4000):
             coupling[m] = share.mean(axis=0) * (np.arange(len(centres)) != m)
         coupling /= coupling[0].sum()
     shadow = 10 ** (-float(params.shadow_std_db) * rng.standard_normal(len(users)) / 10)
-    size = rng.choice(traffic.URLLC_BITS[params.urllc_size], len(users))
-    video_bps, urllc_bps = params.rules.rate_threshold_bps[1:]
-    success = np.zeros((2, len(LOADS), num_rbs + 1))
+    video_bps = params.rules.rate_threshold_bps[1]
+    video, one_rb = np.zeros((len(LOADS), num_rbs + 1)), np.zeros((len(LOADS), 1))
     for i, load in enumerate(LOADS):
         for b in range(1, num_rbs + 1):
             sinr = snr[:, 0] * shadow / (1 + load * inr_sum) / b
             rate = b * RB_HZ * float(params.mimo_factor) * np.log10(1 + sinr)
-            success[0, i, b] = (rate >= video_bps).mean()
-            success[1, i, b] = ((rate * slots.SLOT_S >= size) & (rate >= urllc_bps)).mean()
-    return success, coupling
+            video[i, b] = (rate >= video_bps).mean()
+            if b == 1:
+                one_rb[i] = (rate * slots.SLOT_S >= traffic.VOLTE_BITS).mean()
+    return video, coupling, one_rb, _urllc_table(params, snr[:, 0], inr_sum, num_rbs)
+
+
+def _urllc_table(params: NSParams, snr_rb: np.ndarray, inr: np.ndarray, num_rbs: int) -> np.ndarray:
+    """[loads, ns_deadline.RATES, K + 1]"""
+    cell = ns_deadline.Cell(
+        snr_rb, inr, traffic.URLLC_BITS[params.urllc_size], params.rules.latency_limit_slots[2],
+        params.rules.rate_threshold_bps[2], float(params.mimo_factor), float(params.shadow_std_db),
+    )  # fmt: skip
+    k = np.unique(np.round(num_rbs * np.linspace(0, 1, 12) ** 1.5).astype(int))  # denser where it is steep
+    coarse = ns_deadline.success_table(cell, k, URLLC_LOADS)
+    coarse = np.apply_along_axis(lambda row: np.interp(np.arange(num_rbs + 1), k, row), -1, coarse)
+    loads = np.apply_along_axis(lambda column: np.interp(LOADS, URLLC_LOADS, column), 0, coarse)
+    return np.maximum.accumulate(loads, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +121,15 @@ def make_model(params: NSParams) -> Model:
 def _make_model(params: NSParams) -> Model:
     fields = ("num_cells", "cell_radius_m", "urllc_size", "has_interference", "rules", "bandwidth_hz", "mimo_factor",
               "tx_power_dbw", "antenna_gain_db", "noise_dbw_hz", "shadow_std_db")  # fmt: skip
-    success, coupling = _tables(_Key(tuple(jax.tree.leaves([getattr(params, f) for f in fields])), params))
+    video, coupling, one_rb, urllc = _tables(_Key(tuple(jax.tree.leaves([getattr(params, f) for f in fields])), params))
     others = np.arange(MAX_OTHERS + 1) + 1
-    k = np.arange(success.shape[-1])[:, None]
+    k = np.arange(video.shape[-1])[:, None]
     base, extra = k // others, (k % others) / others  # a share of the users gets one RB more
-    shared = success[..., base] * (1 - extra) + success[..., np.minimum(base + 1, k[-1])] * extra
+    video = video[..., base] * (1 - extra) + video[..., np.minimum(base + 1, k[-1])] * extra
     as_array = functools.partial(jnp.asarray, dtype=jnp.float32)
     rates = packets_per_slot(params.traffic_load)
-    shared = as_array(np.moveaxis(shared, 0, 1))
-    return Model(success.shape[-1] - 1, params.window_slots, rates, shared, as_array(coupling))
+    arrays = (as_array(x) for x in (one_rb[:, 0], video, urllc, coupling))
+    return Model(k.size - 1, params.window_slots, rates, *arrays)
 
 
 def _leading(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -133,21 +150,37 @@ def around_load(model: Model, load: jax.Array) -> jax.Array:
     return model.coupling @ load
 
 
+def _between(table: jax.Array, position: jax.Array) -> jax.Array:
+    """table [P, ...] at real positions [N] in 0..P - 1, linearly interpolated: [N, ...]."""
+    low = jnp.clip(position.astype(jnp.int32), 0, table.shape[0] - 2)
+    weight = (position - low).reshape(-1, *[1] * (table.ndim - 1))
+    return table[low] * (1 - weight) + table[low + 1] * weight
+
+
 def ssr_curves(model: Model, users: jax.Array, load: jax.Array) -> jax.Array:
     """[N, 3, K + 1] expected SSR of each slice for 0..K RBs; users [N, 3] (reals), load [N] felt around."""
-    lam = jnp.asarray(model.packets_per_slot, users.dtype)[None, :]
-    k = jnp.arange(model.num_rbs + 1)
+    rate = jnp.asarray(model.packets_per_slot, users.dtype)
+    arriving = rate[None, :] * users  # packets per slot
     position = jnp.clip(load, 0, 1) * (len(LOADS) - 1)
-    low = jnp.minimum(position.astype(jnp.int32), len(LOADS) - 2)
-    weight = (position - low)[:, None, None, None]
-    shared = model.shared[low] * (1 - weight) + model.shared[low + 1] * weight
-    p = _poisson(lam[:, 1:] * users[:, 1:])
-    fast = jnp.einsum("nskj,nsj->nsk", shared, p)
-    rho = lam[:, :1] * users[:, :1] / jnp.maximum(k, 1)[None, :]
-    volte = jnp.where(rho < 1, 1 - rho * jnp.exp(-2 * _VOLTE_SLOTS * (1 - rho)), 0.0) * (k > 0)[None, :]
-    ssr = jnp.concatenate([volte[:, None], fast], axis=1)
-    silent = jnp.exp(-lam * users * model.window_slots)[..., None]
-    return silent + (1 - silent) * ssr
+    k = jnp.arange(model.num_rbs + 1, dtype=users.dtype)
+    volte = volte_ssr(rate[0], users[:, :1], k[None, :] * _between(model.one_rb, position)[:, None])
+    video = jnp.einsum("nkj,nj->nk", _between(model.video, position), _poisson(arriving[:, 1]))
+    rates = jnp.asarray(ns_deadline.RATES, users.dtype)
+    at_rate = jnp.interp(arriving[:, 2], rates, jnp.arange(len(rates), dtype=users.dtype))
+    urllc = jax.vmap(lambda table, at: _between(table, at[None])[0])(_between(model.urllc, position), at_rate)
+    silent = jnp.exp(-arriving * model.window_slots)[..., None]
+    return silent + (1 - silent) * jnp.stack([volte, video, urllc], axis=1)
+
+
+def volte_ssr(rate: jax.Array, users: jax.Array, turns: jax.Array) -> jax.Array:
+    """SSR of users that take turns: `rate` packets per user and slot, `turns` users emptied per slot.
+
+    A round lasts C = users / turns - 1 / rate slots. Of the 1 + rate C packets of a turn the first one waited C slots,
+    the others less: those that waited at most 12 slots meet the SLA.
+    """
+    cycle = jnp.maximum(users / jnp.maximum(turns, 1e-3) - 1 / rate, 1.0)
+    in_time = rate * jnp.minimum(cycle, _VOLTE_SLOTS) + jax.nn.sigmoid(_VOLTE_SLOTS - cycle)
+    return in_time / (1 + rate * cycle) * (turns > 0)
 
 
 def expected_load(model: Model, users: jax.Array, rbs: jax.Array) -> jax.Array:
