@@ -42,7 +42,7 @@ def row(scores: Scores, num_steps: int, headline: tuple[str, ...]) -> dict[str, 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Evaluates everything that is not yet in the file: {task or variant: {policy: row}}."""
     path = Path(workdir) / "calibration.json"
-    runtime.save_config(config, workdir, "calibrate", ("environment", "calibrate", "evaluate"))
+    runtime.save_config(config, workdir, "calibrate", ("environment", "evaluate"))
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for case, (task, env, names) in cases(config).items():
         protocol = settings.protocol(config, task)

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.calibrate.variants = ConfigDict()  # name ("<task> <what>") -> the task with changed parameters
     rules = {
         "cbf": ("random", "mrt", "slnr_full_power", "local_fp", "local_fp_floor", "warm_fp10"),
-        "rb": ("random", "queue", "share_plus_3", "mf_rule", "realisable_anchor", "maxweight", "expert"),
+        "rb": ("random", "queue", "share_plus_3", "mf_rule", "expert"),
     }
     for name, overrides in (
         ("cbf global prices", {"price_scope": "global"}),

@@ -224,7 +224,7 @@ def make_planner(
         del env_state
         loss_key, plan_key = jax.random.split(key)
         z = world_model.encode(policy_params.params, policy_params.stats, task, obs)
-        heard, carry = exchange(carry, quantise(z, config.message_bits, config.latent_clip))
+        heard, carry = exchange(carry, quantise(z, config.message_bits, config.message_range))
         if config.message_loss:
             adjacency = adjacency * jax.random.bernoulli(loss_key, 1.0 - config.message_loss, adjacency.shape)
         m = mean_field(heard, adjacency)

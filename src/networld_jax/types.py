@@ -157,4 +157,5 @@ class PlannerConfig:
     num_candidates: int = 1  # P plans per agent; the best by `rank_fn` is executed
     message_delay_steps: int | None = None  # None = what the task declares
     message_loss: float = 0.0  # probability that one neighbour's message is lost
-    message_bits: int = 8  # quantisation of every latent entry of a message; 0 = float32
+    message_bits: int = 4  # quantisation of every latent entry of a message; 0 = float32
+    message_range: float = 3.0  # latents beyond +- this many standard deviations are clipped in messages
