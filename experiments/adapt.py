@@ -41,7 +41,7 @@ def initial_params(config: ml_collections.ConfigDict, workdir: Path, world_model
 
     Raises ValueError when the pre-trained model has another configuration.
     """
-    fresh = world_model.init(jax.random.fold_in(jax.random.key(config.seed), 1))
+    fresh = train_loop.initial_params(world_model, jax.random.fold_in(jax.random.key(config.seed), 1))
     if config.adapt.from_scratch:
         return fresh
     directory = pretrain_dir(workdir, config.held_out) / "model"

@@ -60,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     sample = training.multi_task_sampler(counts, world_model.config.horizon, delays)
     epoch = jax.jit(training.make_epoch(update, sample, c.updates_per_dispatch), donate_argnums=0)
 
-    state = training.init_train_state(world_model.init(jax.random.key(config.seed)), optimiser)
+    state = training.init_train_state(train_loop.initial_params(world_model, jax.random.key(config.seed)), optimiser)
     on_device = jax.tree.map(jnp.asarray, data)
     shown = {"denoise": "denoise", "return": "return"} | {f"idm {t}": f"{t}/inverse_dynamics" for t in sources}
     title = f"pre-train on {' + '.join(sources)}"

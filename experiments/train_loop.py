@@ -12,13 +12,20 @@ import ml_collections
 
 from experiments import runtime
 from networld_jax.checkpoints import Checkpoints
-from networld_jax.types import TrainState
+from networld_jax.types import Params, TrainState
+from networld_jax.world_model import WorldModel
 
 MIN_LATENT_STD = 0.3  # below this a latent space is collapsing (measured: useless plans below 0.06)
 
 
 class TrainingError(ValueError):
     """Training that cannot go on: a value that is not finite."""
+
+
+def initial_params(world_model: WorldModel, key: jax.Array) -> Params:
+    """`world_model.init`, compiled without optimisation: it runs once, and optimising it takes 20 s instead of 3."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(world_model.init, compiler_options=options)(key)
 
 
 def check_updates(config: ml_collections.ConfigDict, name: str) -> None:

@@ -32,7 +32,9 @@ class Checkpoints:
 
     def __init__(self, directory: Path, max_to_keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            Path(directory).absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def save(self, step: int, state: Any) -> None:
         """Stores a pytree under `step`."""
@@ -46,18 +48,25 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        try:
-            state = self._manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise CheckpointError(
-                f"checkpoint {self._manager.directory}/{step} does not fit this run "
-                f"({str(error).splitlines()[0]}); use another workdir or delete it"
-            ) from error
+        stored, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"checkpoint {self._manager.directory}/{step} does not fit this run ({name} has shape "
+                    f"{stored.get(name)}, wanted {wanted.get(name)}); use another workdir or delete it"
+                )
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
         return step, state
 
     def close(self) -> None:
         """Releases Orbax's threads."""
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array. Compared before reading, since Orbax leaves a refused read half done."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf)) for path, leaf in leaves}
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
