@@ -18,11 +18,14 @@ import numpy as np
 import networld_envs
 from experiments import runtime, settings
 from experiments.evaluate import ANCHORS, Evaluator
+from experiments.hindsight import hindsight_constant
 from experiments.tables import markdown_table
 from networld_envs import experts
 from networld_envs.types import Environment
 from networld_jax.datasets import write_atomically
 from networld_jax.evaluation import Scores, anchored, paired_difference
+
+HINDSIGHT = "hindsight_constant"
 
 
 def row(scores: Scores, num_steps: int, headline: tuple[str, ...]) -> dict[str, Any]:
@@ -54,6 +57,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             with runtime.progress(f"{case}: {name}", protocol.num_instances) as advance:
                 scores = evaluator(policy, {}, advance)
             rows[name] = row(scores, protocol.num_steps, config.calibrate.percentiles)
+            write_atomically(path, json.dumps(results, indent=1).encode())
+        if task == "ns" and HINDSIGHT not in rows and (not names or HINDSIGHT in names):
+            with runtime.progress(f"{case}: {HINDSIGHT}", protocol.num_instances) as advance:
+                scores = hindsight_constant(env, protocol, config.evaluate.split, advance)
+            rows[HINDSIGHT] = row(scores, protocol.num_steps, config.calibrate.percentiles)
             write_atomically(path, json.dumps(results, indent=1).encode())
     return results
 

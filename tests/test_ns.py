@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from networld_envs import ns_mobility, ns_slots, ns_traffic
-from networld_envs.ns import NSParams, make_ns, next_allocation, project_action, whole_rbs
+from networld_envs.ns import make_ns
+from networld_envs.ns_params import NSParams
+from networld_envs.ns_window import next_allocation, project_action, whole_rbs
 from tests.reference import ns_loop
 
 NUM_WINDOWS = 4

@@ -23,13 +23,15 @@ import numpy as np
 from networld_envs import ns_mobility as mobility
 from networld_envs.experts import ns_model
 from networld_envs.experts.ns_model import Model
-from networld_envs.ns import NUM_SLICES, NSParams, NSState, draw, reset, transition
+from networld_envs.ns import reset
+from networld_envs.ns_params import NUM_SLICES, NSParams
 from networld_envs.ns_slots import RB_HZ
+from networld_envs.ns_window import NSState, draw, transition
 from networld_envs.policies import disturbed, mixture, stateless
 from networld_envs.types import Policy
 
 LOOKAHEAD = 16  # windows of the oracle
-EXPERT_WINDOWS = 12  # windows that the expert plans with the users that it expects
+EXPERT_WINDOWS = 8  # windows that the expert plans with the users that it expects
 TREND = 0.5  # how much of the last change the expert extrapolates
 SEGMENT_WINDOWS = 25  # the mixed tier redraws each agent's policy this often
 PERTURB_PROBABILITY = 0.2
@@ -61,6 +63,16 @@ def constant_split(shares, params: NSParams) -> Policy:
         return params.bandwidth_hz * wanted
 
     return stateless(act)
+
+
+def given_split(params: NSParams) -> Policy:
+    """The shares [N, 3] that come as policy parameters, e.g. `hindsight_shares`."""
+
+    def act(key, shares, carry, obs, adjacency, env_state):
+        del key, obs, adjacency, env_state
+        return params.bandwidth_hz * shares, carry
+
+    return Policy(init=lambda key, num_agents: (), act=act)
 
 
 def demand_proportional(params: NSParams) -> Policy:
@@ -187,6 +199,12 @@ def expert(params: NSParams) -> Policy:
 # --- oracles --------------------------------------------------------------------------------------------------------
 
 
+def user_counts(cell: jax.Array, slice_index: jax.Array, params: NSParams) -> jax.Array:
+    """[N, 3] users per BS and slice; cell and slice_index [U]."""
+    counts = jnp.zeros((params.num_cells, NUM_SLICES))
+    return counts.at[cell, slice_index].add(1.0)
+
+
 def _known_users(state: NSState, params: NSParams, num_windows: int) -> jax.Array:
     """[windows, N, 3] users per cell and slice in windows t, t + 1, ..., unless sessions end or crowds turn."""
     unknown = jnp.full((4, 3 * params.hotspots_per_slice), 0.5)
@@ -199,9 +217,8 @@ def _known_users(state: NSState, params: NSParams, num_windows: int) -> jax.Arra
         else:
             hotspots = mobility.move_hotspots(hotspots, unknown, params)
             users = mobility.move_users(users, hotspots, params)
-        group = mobility.nearest_cell(users.position_m, params) * NUM_SLICES + users.slice_index
-        counts = jax.ops.segment_sum(jnp.ones(group.shape), group, NUM_SLICES * params.num_cells)
-        return (users, hotspots), counts.reshape(params.num_cells, NUM_SLICES)
+        cell = mobility.nearest_cell(users.position_m, params)
+        return (users, hotspots), user_counts(cell, users.slice_index, params)
 
     return jax.lax.scan(window, (state.users, state.hotspots), jnp.arange(num_windows))[1]
 
@@ -245,28 +262,31 @@ def lookahead_oracle(params: NSParams, num_windows: int = LOOKAHEAD) -> Policy:
 # --- fitted constants -----------------------------------------------------------------------------------------------
 
 
-def _episode_scores(key: jax.Array, params: NSParams, num_steps: int) -> jax.Array:
-    """[N, splits] mean expected reward of every split over the users of one episode (run with equal shares)."""
+def _episode_scores(key: jax.Array, params: NSParams, num_steps: int, burn_in_steps: int = 0) -> jax.Array:
+    """[N, splits] mean expected reward of every constant split over the true users and interference of an episode.
+
+    The episode is the one that a rollout of the instance `key` meets (`networld_jax.rollout`), run with equal shares.
+    """
     model = ns_model.make_model(params)
     splits = _splits(model.num_rbs)
-    reset_key, step_key = jax.random.split(jax.random.fold_in(key, 0))
+    reset_key, _ = jax.random.split(jax.random.fold_in(key, 0))
     state, _ = reset(reset_key, params)
     equal = jnp.full((params.num_cells, NUM_SLICES), params.bandwidth_hz / NUM_SLICES)
 
     def window(carry, t):
         state, total = carry
-        state, _ = transition(state, equal, draw(jax.random.fold_in(step_key, t), state, params), params)
-        group = state.cell * NUM_SLICES + state.users.slice_index
-        counts = jax.ops.segment_sum(jnp.ones(group.shape), group, NUM_SLICES * params.num_cells)
-        users = counts.reshape(params.num_cells, NUM_SLICES)
-        return (state, total + split_scores(model, users, ns_model.around_load(model, state.load), splits)), None
+        _, step_key = jax.random.split(jax.random.fold_in(key, 1 + t))
+        state, _ = transition(state, equal, draw(step_key, state, params), params)
+        users = user_counts(state.cell, state.users.slice_index, params)
+        scores = split_scores(model, users, ns_model.around_load(model, state.load), splits)
+        return (state, total + jnp.where(t >= burn_in_steps, scores, 0)), None
 
     total = jnp.zeros((params.num_cells, len(splits)))
-    (_, total), _ = jax.lax.scan(window, (state, total), jnp.arange(num_steps))
+    (_, total), _ = jax.lax.scan(window, (state, total), jnp.arange(burn_in_steps + num_steps))
     return total / num_steps
 
 
-def fit_constant(params: NSParams, keys: jax.Array, num_steps: int = 100) -> np.ndarray:
+def fit_constant(params: NSParams, keys: jax.Array, num_steps: int = 60) -> np.ndarray:
     """[3] shares of the best common split over the episodes `keys`, e.g. instance_keys("ns", "data", 16)."""
     run = jax.jit(functools.partial(_episode_scores, params=params, num_steps=num_steps))
     scores = np.mean([np.asarray(run(key)).mean(axis=0) for key in keys], axis=0)
@@ -274,10 +294,10 @@ def fit_constant(params: NSParams, keys: jax.Array, num_steps: int = 100) -> np.
     return splits[scores.argmax()] / splits[0].sum()
 
 
-def hindsight_shares(key: jax.Array, params: NSParams, num_steps: int) -> jax.Array:
-    """[N, 3] shares: the best constant split of every BS for the users of the episode `key`; see `constant_split`."""
+def hindsight_shares(key: jax.Array, params: NSParams, num_steps: int, burn_in_steps: int = 0) -> jax.Array:
+    """[N, 3] shares: every BS's best constant split for the instance `key`, chosen with its whole episode known."""
     splits = _splits(ns_model.make_model(params).num_rbs)
-    best = jnp.argmax(_episode_scores(key, params, num_steps), axis=-1)
+    best = jnp.argmax(_episode_scores(key, params, num_steps, burn_in_steps), axis=-1)
     return jnp.asarray(splits / splits[0].sum(), jnp.float32)[best]
 
 
@@ -285,7 +305,7 @@ def hindsight_shares(key: jax.Array, params: NSParams, num_steps: int) -> jax.Ar
 
 
 def policies(params: NSParams) -> dict[str, Policy]:
-    """The rows of every table. The hindsight constant is `constant_split(hindsight_shares(key, ...), params)`."""
+    """The rows of every table; the hindsight constant, which needs whole episodes, is `given_split`."""
     return {
         "random": random_split(params),
         "equal": constant_split(np.full(NUM_SLICES, 1 / NUM_SLICES), params),

@@ -24,7 +24,7 @@ from networld_envs import ns_mobility as mobility
 from networld_envs import ns_slots as slots
 from networld_envs import ns_traffic as traffic
 from networld_envs.experts import ns_deadline
-from networld_envs.ns import NSParams
+from networld_envs.ns_params import NSParams
 from networld_envs.ns_slots import RB_HZ
 
 LOADS = np.linspace(0.0, 1.0, 11)
