@@ -11,14 +11,17 @@ import pytest
 import networld_envs
 from experiments import collect, pretrain, runtime, settings, train_loop
 from networld_jax import checkpoints, datasets
-from tests import toy_run
+from tests import tiny, toy_run
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def toy_tasks():
+    """Toy environments, and linear maps in place of the shared nets: their compilation would take most of the time."""
+    make = settings.make_world_model
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "make_world_model", lambda *args: tiny.linear_nets(make(*args)))
         for name, factory in toy_run.TASKS.items():
             patch.setitem(networld_envs.ENVIRONMENTS, name, factory)
         yield

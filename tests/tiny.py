@@ -99,12 +99,18 @@ def build(config: WorldModelConfig = CONFIG, data: Trajectories | None = None, n
     return Tiny(data, spec, world_model, cosine_schedule(config.diffusion_steps), stats, random_params(world_model))
 
 
-def with_linear_nets(tiny: Tiny, seed: int = 1) -> Tiny:
-    """The same model with linear maps in place of U-Net and classifier: what surrounds them is tested without compiling
-    them."""
-    channels, horizon = 2 * tiny.world_model.config.latent_dim, tiny.world_model.config.horizon
-    rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)  # noqa: E731
+def linear_nets(world_model: WorldModel) -> WorldModel:
+    """The model with linear maps for U-Net and classifier: tests what surrounds them without compiling them."""
+    channels, horizon = 2 * world_model.config.latent_dim, world_model.config.horizon
+
+    def init(key):
+        mix_key, bias_key, weight_key, rest_key = jax.random.split(key, 4)
+        denoiser = {
+            "mix": jax.random.normal(mix_key, (channels, channels)) / channels**0.5,
+            "bias": 0.3 * jax.random.normal(bias_key, (channels,)),
+        }
+        classifier = {"weight": jax.random.normal(weight_key, (channels * horizon, 1)) / (channels * horizon) ** 0.5}
+        return world_model.init(rest_key) | {"denoiser": denoiser, "classifier": classifier}
 
     def predict(params, task_index, x, k):
         return x @ params["denoiser"]["mix"] + params["denoiser"]["bias"][None, None, :]
@@ -112,16 +118,18 @@ def with_linear_nets(tiny: Tiny, seed: int = 1) -> Tiny:
     def return_outputs(params, task_index, x, k):
         return x.reshape(x.shape[0], -1) @ params["classifier"]["weight"]
 
-    world_model = tiny.world_model._replace(
+    return world_model._replace(
+        init=init,
         predict=predict,
         return_outputs=return_outputs,
         predict_return=lambda *args: return_outputs(*args)[..., 0],
     )
-    nets = {
-        "denoiser": {"mix": draw(channels, channels), "bias": draw(channels)},
-        "classifier": {"weight": draw(channels * horizon, 1)},
-    }
-    return tiny._replace(world_model=world_model, params=tiny.params | nets)
+
+
+def with_linear_nets(tiny: Tiny) -> Tiny:
+    """The same task and model with `linear_nets`."""
+    world_model = linear_nets(tiny.world_model)
+    return tiny._replace(world_model=world_model, params=random_params(world_model, seed=1))
 
 
 def make_epoch(tiny: Tiny, loss: LossConfig, num_updates: int, windows: int = 16, learning_rate: float = 3e-3):
