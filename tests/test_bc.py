@@ -9,6 +9,8 @@ from networld_jax import datasets, planning
 from networld_jax.baselines import BASELINES, BCConfig, make_bc
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 N = tiny.AGENTS
 
 

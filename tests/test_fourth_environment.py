@@ -16,6 +16,8 @@ from networld_jax.schedules import cosine_schedule
 from networld_jax.types import LossConfig, PlannerConfig
 from tests import tiny, toy_environment, toy_run
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):

@@ -12,6 +12,8 @@ from networld_jax.labels import LABELS, neighbourhood_return, own_return
 from networld_jax.types import LossConfig
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 N, H = tiny.AGENTS, tiny.HORIZON
 ENCODER_GROUPS = ("inverse_dynamics", "denoiser", "classifier", "value", "action_value")
 
@@ -156,6 +158,16 @@ def test_actions_that_disturb_are_not_imitated(mlp, gradients):
     name = "line/inverse_dynamics"
     values = [float(run(params, s)[0][1][name]) for s in (hidden, wild, segments.replace(action=wild.action))]
     assert values[0] == values[1] != values[2]
+
+
+def test_advantage_weights_by_hand():
+    """exp(beta A / std A) of the first action, capped at e^3; the standard deviation is that of present agents."""
+    advantage, mask = jnp.array([[1.0, -1.0, 50.0]]), jnp.array([[1.0, 1.0, 0.0]])
+    weight = losses.advantage_weight(advantage, mask, 0.5, H)
+    np.testing.assert_allclose(weight[0, :2, 0], np.exp([0.5, -0.5]), rtol=1e-5)  # mean 0, standard deviation 1
+    assert float(weight[0, 2, 0]) == pytest.approx(np.exp(3.0), rel=1e-5)
+    assert not np.any(weight[:, :, 1:])
+    np.testing.assert_array_equal(losses.advantage_weight(advantage, mask, 0.0, H), np.ones((1, 3, H)))
 
 
 def test_delayed_messages_enter_through_the_mean_field(mlp, gradients, plain):

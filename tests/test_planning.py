@@ -12,6 +12,8 @@ from networld_jax.mean_field import mean_field
 from networld_jax.types import PlannerConfig
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 N, D = tiny.AGENTS, tiny.CONFIG.latent_dim
 EXACT = PlannerConfig(message_bits=0)  # messages in float32
 

@@ -13,6 +13,8 @@ from experiments import collect, pretrain, runtime, settings, train_loop
 from networld_jax import checkpoints, datasets
 from tests import tiny, toy_run
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -12,6 +12,8 @@ from networld_jax.types import LossConfig, PlannerConfig
 from networld_jax.world_model import make_world_model
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 H = tiny.HORIZON
 
 
@@ -189,7 +191,7 @@ def test_inverse_dynamics_reads_the_next_latent():
 
     def loss(z):
         args = box.world_model, state.params, box.stats, "line", z, m, segments, jax.random.key(3)
-        return float(losses.inverse_dynamics_loss(*args, noise_std=0.0))
+        return float(losses.inverse_dynamics_loss(*args, noise_std=0.0, action_weight=jnp.ones((4, tiny.AGENTS, H))))
 
     shuffled = z.at[:, :, 1:].set(z[::-1, :, 1:])
     assert loss(z) < loss(shuffled) - 0.1
