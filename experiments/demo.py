@@ -19,7 +19,7 @@ from typing import Any
 import ml_collections
 
 from experiments import adapt, baselines, collect, figures, pretrain, runtime, settings
-from experiments.evaluate import ANCHORS, Evaluator, summary
+from experiments.evaluate import ANCHORS, score_all
 from experiments.tables import print_table
 from networld_jax import checkpoints, planning
 from networld_jax.datasets import write_atomically
@@ -63,8 +63,6 @@ def evaluate_all(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
     """Scores of rules, clones, the inverse model alone, NetWorld from scratch and few-shot, on the same instances."""
     task = config.held_out
     env = settings.environment(config, task)
-    protocol = settings.protocol(config, task)
-    evaluator = Evaluator(env, protocol, config.evaluate.split, config.evaluate.num_parallel)
     policies = {name: (settings.rule_policy(task, env, name), {}) for name in RULES[task]}
     policies |= baselines.run(config, workdir)
 
@@ -77,13 +75,7 @@ def evaluate_all(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
     policies["networld_scratch"] = (planner, planning.PolicyParams(scratch_params, scratch_stats[task]))
     policies["networld_few_shot"] = (planner, few_shot)
 
-    scores = {}
-    with runtime.progress(f"evaluate on {task}", len(policies) * protocol.num_instances) as advance:
-        for name, (policy, policy_params) in policies.items():
-            scores[name] = evaluator(policy, policy_params, lambda n, reward: advance(n, reward=reward))
-    rows = summary(scores, task, protocol)
-    write_atomically(Path(workdir) / f"evaluation_{task}.json", json.dumps(rows, indent=1).encode())
-    return rows
+    return score_all(config, workdir, env, policies)
 
 
 def show(config: ml_collections.ConfigDict, rows: dict[str, Any], paths: list[Path], seconds: float) -> None:

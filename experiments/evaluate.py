@@ -81,13 +81,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Evaluates `config.evaluate.policies` on the held-out task: "networld", "networld_scratch", or a rule's name."""
     task = config.held_out
     env = settings.environment(config, task)
+    names = dict.fromkeys((*config.evaluate.policies, *ANCHORS.get(task, ())))
+    policies = {name: load_policy(config, workdir, task, env, name) for name in names}
+    return score_all(config, workdir, env, policies)
+
+
+def score_all(
+    config: ml_collections.ConfigDict, workdir: Path, env: Environment, policies: Mapping[str, tuple[Policy, Any]]
+) -> dict[str, Any]:
+    """Rows of {name: (policy, its parameters)} on the same instances; also written to evaluation_<task>.json."""
+    task = env.spec.name
     protocol = settings.protocol(config, task)
     evaluator = Evaluator(env, protocol, config.evaluate.split, config.evaluate.num_parallel)
-    names = list(dict.fromkeys((*config.evaluate.policies, *ANCHORS.get(task, ()))))
-    policies = {name: load_policy(config, workdir, task, env, name) for name in names}
     scores = {}
-    for name, (policy, policy_params) in policies.items():
-        with runtime.progress(f"evaluate {name} on {task}", protocol.num_instances) as advance:
+    with runtime.progress(f"evaluate on {task}", len(policies) * protocol.num_instances) as advance:
+        for name, (policy, policy_params) in policies.items():
             scores[name] = evaluator(policy, policy_params, advance)
     rows = summary(scores, task, protocol)
     write_atomically(Path(workdir) / f"evaluation_{task}.json", json.dumps(rows, indent=1).encode())
