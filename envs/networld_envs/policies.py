@@ -79,7 +79,7 @@ class DisturbedCarry:
 def disturbed(policy: Policy, random_policy: Policy, period_steps: int = 50, max_random_steps: int = 5) -> Policy:
     """The expert in states it would not reach: every `period_steps` the first 1..`max_random_steps` actions are random.
 
-    `is_demonstration(carry)` is False for those, so that no loss imitates them.
+    `is_demonstration(carry)` is False for those: neither clones nor the inverse dynamics imitate them.
     """
 
     def init(key, num_agents):
