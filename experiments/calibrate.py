@@ -70,7 +70,8 @@ def cases(config: ml_collections.ConfigDict) -> dict[str, tuple[str, Environment
     """Table name -> (task, environment, policies; empty = all): the named tasks, then variants with changed
     parameters."""
     result = {task: (task, settings.environment(config, task), ()) for task in config.calibrate.tasks}
-    for name, variant in config.calibrate.variants.items():
+    variants = config.calibrate.variants.items() if config.calibrate.with_variants else ()
+    for name, variant in variants:
         env = networld_envs.make(variant.task, **variant.overrides)
         result[name] = (variant.task, env, tuple(variant.policies))
     return result

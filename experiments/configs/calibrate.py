@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     c = default.get_config()
     c.calibrate = ConfigDict()
     c.calibrate.tasks = c.tasks
+    c.calibrate.with_variants = True
     c.calibrate.variants = ConfigDict()  # name ("<task> <what>") -> the task with changed parameters
     rules = {
         "cbf": ("random", "mrt", "slnr_full_power", "local_fp", "local_fp_floor", "warm_fp10"),
