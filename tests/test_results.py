@@ -1,0 +1,36 @@
+"""Committed results: their form, and the orderings that the environments were built for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+CALIBRATION = json.loads((RESULTS / "calibration.json").read_text())
+DEMO = json.loads((RESULTS / "demo.json").read_text())
+
+ORDERINGS = {
+    "cbf": ("random", "mrt", "local_fp", "warm_fp10"),
+    "rb": ("random", "queue", "share_plus_3", "mf_rule", "expert"),
+    "ns": ("random", "equal", "constant", "greedy_oracle", "lookahead_oracle"),
+}
+
+
+@pytest.mark.parametrize("task", sorted(ORDERINGS))
+def test_calibration_keeps_the_order(task):
+    means = [CALIBRATION[task][name]["mean"] for name in ORDERINGS[task]]
+    assert means == sorted(means)
+
+
+def test_calibration_rows_are_whole():
+    for rows in CALIBRATION.values():
+        for row in rows.values():
+            assert {"mean", "sem", "instances", "steps", "metrics"} <= row.keys()
+            assert len(row["instance_rewards"]) == row["instances"] >= 16
+
+
+def test_demo_beats_random_and_the_simple_local_rules():
+    policies = DEMO["policies"]
+    few_shot = policies["networld_few_shot"]["reward"]
+    local_rules = {"rb": ("random", "share", "queue"), "cbf": ("random",), "ns": ("random",)}[DEMO["held_out"]]
+    assert all(few_shot > policies[name]["reward"] for name in local_rules)
