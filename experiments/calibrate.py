@@ -9,6 +9,7 @@ Writes <workdir>/calibration.json, one policy at a time: stopped and started aga
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         protocol = settings.protocol(config, task)
         evaluator = Evaluator(env, protocol, config.evaluate.split, config.evaluate.num_parallel)
         rows = results.setdefault(case, {})
-        for name, policy in experts.policies(task, env.default_params).items():
+        policies = experts.policies(task, env.default_params)
+        score_fns = {name: partial(evaluator, policy, {}) for name, policy in policies.items()}
+        if task == "ns":
+            score_fns[HINDSIGHT] = partial(hindsight_constant, env, protocol, config.evaluate.split)
+        for name, score_fn in score_fns.items():
             if name in rows or (names and name not in names):
                 continue
             with runtime.progress(f"{case}: {name}", protocol.num_instances) as advance:
-                scores = evaluator(policy, {}, advance)
+                scores = score_fn(advance)
             rows[name] = row(scores, protocol.num_steps, config.calibrate.percentiles)
-            write_atomically(path, json.dumps(results, indent=1).encode())
-        if task == "ns" and HINDSIGHT not in rows and (not names or HINDSIGHT in names):
-            with runtime.progress(f"{case}: {HINDSIGHT}", protocol.num_instances) as advance:
-                scores = hindsight_constant(env, protocol, config.evaluate.split, advance)
-            rows[HINDSIGHT] = row(scores, protocol.num_steps, config.calibrate.percentiles)
             write_atomically(path, json.dumps(results, indent=1).encode())
     return results
 
@@ -117,8 +117,8 @@ def _rewards(row: dict[str, Any]) -> np.ndarray:
 
 HEADLINE = {
     "cbf": ("rate", "rate_p10", "power_mw"),
-    "rb": ("delivered", "late", "overflow", "denied", "head_rbs"),
-    "ns": ("reward_p10", "spectral_efficiency"),
+    "rb": ("delivered", "late_data", "overflow_data", "denied_rbs", "signalling_rbs"),
+    "ns": ("reward_p10", "spectral_efficiency_bps_hz"),
 }
 
 

@@ -17,6 +17,7 @@ from flax import serialization
 
 from networld_envs.types import Information, TaskSpec
 from networld_jax.datasets import sha256, write_atomically
+from networld_jax.training import PER_TASK
 from networld_jax.types import Params, TaskStats, WorldModelConfig
 from networld_jax.world_model import WorldModel, make_world_model
 
@@ -147,8 +148,8 @@ def load_model(directory: Path) -> tuple[WorldModel, Params, dict[str, TaskStats
     except (KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{directory} holds no readable model ({error})") from error
     world_model = make_world_model(config, specs)
-    params = jax.tree.map(lambda x: x, tree["params"])
-    for name in ("encoder", "decoder", "inverse_dynamics", "value", "action_value"):
+    params = tree["params"]
+    for name in PER_TASK:
         params.setdefault(name, {})
         for spec in specs:  # parameter-free subtrees (identity encoder) leave no array behind
             params[name].setdefault(spec.name, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,8 +119,12 @@ def _log_likelihood(count: jax.Array, rate: jax.Array, params: RBParams) -> jax.
 
 
 def expert(params: RBParams) -> Policy:
-    """Coordinate ascent over all requests; the hidden traffic mode is replaced by its filtered estimate (in the
-    carry)."""
+    """Coordinate ascent over all requests; the hidden traffic mode is replaced by its filtered estimate."""
+    return _filtered_ascent(rb_planner.plan, params, information="global")
+
+
+def _filtered_ascent(plan_fn: Callable[..., jax.Array], params: RBParams, **fields: Any) -> Policy:
+    """A policy that plans with the expert's utility; the carry is the filtered traffic mode."""
 
     def init(key, num_agents):
         del key
@@ -129,9 +134,9 @@ def expert(params: RBParams) -> Policy:
         del key, _params, obs, adjacency
         belief = filter_mode(belief, env_state, params)
         utility = rb_planner.expert_utility(env_state, belief, params)
-        return _as_action(rb_planner.plan(env_state, utility, params), params), belief
+        return _as_action(plan_fn(env_state, utility, params), params), belief
 
-    return Policy(init, act, information="global")
+    return Policy(init, act, **fields)
 
 
 def expert_true_mode(params: RBParams) -> Policy:
@@ -163,18 +168,8 @@ def realisable_anchor(params: RBParams) -> Policy:
 
     A neighbour's message holds its buffer (one byte per class and age), its filtered mode, load and link quality.
     """
-
-    def init(key, num_agents):
-        del key
-        return jnp.full(num_agents, params.on_share)
-
-    def act(key, _params, belief, obs, adjacency, env_state):
-        del key, _params, obs, adjacency
-        belief = filter_mode(belief, env_state, params)
-        utility = rb_planner.expert_utility(env_state, belief, params)
-        return _as_action(rb_planner.plan_locally(env_state, utility, params), params), belief
-
-    return Policy(init, act, information="two_hop", message_bytes=sum(params.deadlines_frames) + 3)
+    message_bytes = sum(params.deadlines_frames) + 3
+    return _filtered_ascent(rb_planner.plan_locally, params, information="two_hop", message_bytes=message_bytes)
 
 
 def policies(params: RBParams) -> dict[str, Policy]:
