@@ -23,8 +23,8 @@ from experiments.hindsight import hindsight_constant
 from experiments.tables import markdown_table
 from networld_envs import experts
 from networld_envs.types import Environment
-from networld_jax.datasets import write_atomically
 from networld_jax.evaluation import Scores, anchored, paired_difference
+from networld_jax.files import write_atomically
 
 HINDSIGHT = "hindsight_constant"
 

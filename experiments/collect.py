@@ -25,6 +25,7 @@ from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
 from networld_jax import datasets
 from networld_jax.evaluation import Protocol, evaluate
+from networld_jax.files import DamagedFileError, SealedLog, read_sealed, read_signed, sha256, write_signed
 from networld_jax.rollout import advance, start
 from networld_jax.types import Trajectories
 
@@ -61,11 +62,26 @@ def collect_task(
         manifest = datasets.read_manifest(directory)
         check_request(manifest["request"], request, directory)
         return manifest
-    datasets.write_atomically(directory / "request.json", _check_partial(directory, request))
+    with runtime.owned(directory):
+        write_shards(config, task, env, policy, directory, request)
+        return datasets.read_manifest(directory)
 
+
+def write_shards(
+    config: ml_collections.ConfigDict,
+    task: str,
+    env: Environment,
+    policy: Policy,
+    directory: Path,
+    request: dict[str, Any],
+) -> None:
+    """Simulates the shards that are missing, then the manifest."""
+    c, total = config.collect, request["num_trajectories"]
+    _check_partial(directory, request)
+    write_signed(directory / "request.json", _plain(request))
     use_float64 = jax.enable_x64(True) if task in c.float64 else contextlib.nullcontext()
-    done = finished_shards(directory)
-    total = request["num_trajectories"]
+    log = open_shard_log(directory)
+    done = finished_shards(directory, log)
     with runtime.progress(f"collect {task}/{c.tier}", total * request["num_steps"]) as advance_bar, use_float64:
         simulate = make_simulator(env, policy, min(c.steps_per_dispatch, request["num_steps"]))
         for first in range(0, total, c.num_parallel):
@@ -78,8 +94,7 @@ def collect_task(
             for i in group:
                 digest = datasets.write_shard(directory, i, jax.tree.map(lambda x: x[i - first], batch))  # noqa: B023
                 done[i] = digest
-                with open(directory / "shards.jsonl", "a") as file:
-                    file.write(json.dumps({"index": i, "sha256": digest}) + "\n")
+                log.append({"index": i, "sha256": digest})
     manifest = {
         "request": request,
         "action_kind": env.spec.action_kind,
@@ -91,7 +106,6 @@ def collect_task(
         "versions": runtime.versions(),
     }
     datasets.write_manifest(directory, manifest)
-    return datasets.read_manifest(directory)
 
 
 def describe(params: Any) -> dict[str, Any]:
@@ -125,25 +139,35 @@ def check_request(stored: dict[str, Any], wanted: dict[str, Any], directory: Pat
             )
 
 
-def _check_partial(directory: Path, request: dict[str, Any]) -> bytes:
-    """The request as bytes, after checking that an interrupted collection asked for the same."""
+def _check_partial(directory: Path, request: dict[str, Any]) -> None:
+    """Raises UserError when an interrupted collection asked for something else, or when that cannot be read."""
     path = directory / "request.json"
-    if path.exists():
-        check_request(json.loads(path.read_text()), request, directory)
-    return json.dumps(_plain(request), indent=1, sort_keys=True).encode()
+    if not path.exists():
+        return
+    try:
+        stored = read_signed(path)
+    except DamagedFileError as error:
+        raise runtime.UserError(f"{error}; delete it if the shards there are of the same request") from error
+    check_request(stored, request, directory)
 
 
-def finished_shards(directory: Path) -> dict[int, str]:
-    """Index -> sha256 of shards that are whole and unaltered."""
-    done, log = {}, directory / "shards.jsonl"
-    if not log.exists():
-        return done
-    for line in log.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
-            row = json.loads(line)
-            path = datasets.shard_path(directory, row["index"])
-            if path.exists() and datasets.sha256(path) == row["sha256"]:
-                done[row["index"]] = row["sha256"]
+def open_shard_log(directory: Path) -> SealedLog:
+    """`shards.jsonl`, a row {"index", "sha256"} per finished shard. Rows after a damaged one are collected again."""
+    rows, problem = read_sealed(directory / "shards.jsonl")
+    if problem:
+        runtime.warn(f"{problem}; shards after the first {len(rows)} are collected again")
+    return SealedLog(directory / "shards.jsonl")
+
+
+def finished_shards(directory: Path, log: SealedLog) -> dict[int, str]:
+    """Index -> sha256 of shards that are whole and unaltered; the others are named and collected again."""
+    done = {}
+    for row in log.rows:
+        path = datasets.shard_path(directory, row["index"])
+        if path.exists() and sha256(path) == row["sha256"]:
+            done[row["index"]] = row["sha256"]
+        else:
+            runtime.warn(f"{path} is {'altered' if path.exists() else 'missing'}; it is collected again")
     return done
 
 

@@ -22,7 +22,7 @@ from experiments import adapt, baselines, collect, figures, pretrain, runtime, s
 from experiments.evaluate import ANCHORS, score_all
 from experiments.tables import print_table
 from networld_jax import checkpoints, planning
-from networld_jax.datasets import write_atomically
+from networld_jax.files import write_atomically
 
 RULES = {
     "cbf": ("random", "mrt", "slnr_full_power", "static_beams", "local_fp", "warm_fp10"),

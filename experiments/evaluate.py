@@ -21,8 +21,8 @@ from experiments.adapt import adapt_dir
 from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
 from networld_jax import checkpoints, planning
-from networld_jax.datasets import write_atomically
 from networld_jax.evaluation import Protocol, Scores, anchored, concatenate_scores, make_evaluator, standard_error
+from networld_jax.files import write_atomically
 
 ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "mf_rule"), "ns": ("random", "expert")}
 """Per task the policies at score 0 and 1: random, and the best rule whose information an agent can have."""

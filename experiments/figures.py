@@ -19,7 +19,7 @@ import matplotlib
 import ml_collections
 import numpy as np
 
-from experiments import runtime, settings
+from experiments import runtime, settings, train_loop
 from experiments.adapt import adapt_dir
 from experiments.pretrain import pretrain_dir
 from networld_envs.instances import instance_keys
@@ -40,7 +40,7 @@ def learning_curves(runs: Mapping[str, Path]) -> Figure:
     """Denoising, return and inverse-dynamics loss against updates for every run that left a metrics.jsonl."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
     for name, directory in runs.items():
-        rows = runtime.read_metrics(directory / "metrics.jsonl")
+        rows = runtime.read_metrics(directory / "metrics.jsonl", train_loop.steps_done(directory))
         steps = [row["step"] for row in rows]
         for axis, metric in zip(axes, ("denoise", "return", "inverse_dynamics"), strict=True):
             keys = [k for k in rows[0] if k == metric or k.endswith("/" + metric)]

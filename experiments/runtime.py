@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +26,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from networld_jax.datasets import write_atomically
+from networld_jax.files import DamagedFileError, SealedLog, naming, read_sealed, read_signed, write_signed
 
 console = Console(stderr=True, soft_wrap=True)
 
 
+TERMINATED = 128 + signal.SIGTERM  # exit code of a stage that stopped on request
+
+
 class UserError(ValueError):
     """A mistake in what the user gave; shown as one line, exit code 2."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, which a cluster sends before it takes a machine away. No handler of errors catches it."""
 
 
 Stage = Callable[[ml_collections.ConfigDict, Path], Any]
@@ -50,17 +61,21 @@ def main(run: Stage, publish: Stage | None = None) -> None:
         logging.set_verbosity(logging.WARNING)
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}; fields are set as --config.<field>=<value>")
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             run(config_flag.value, Path(workdir_flag.value))
             if publish_flag is not None and publish_flag.value:
                 publish(config_flag.value, Path(workdir_flag.value))
-        except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("NETWORLD_TRACEBACK"):
                 raise
-            fail(str(error))
+            fail(one_line(error))
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume")
             sys.exit(130)
+        except Terminated as request:
+            console.print(f"stopped by SIGTERM{request}; run the same command again to resume", highlight=False)
+            sys.exit(TERMINATED)
 
     app.run(guarded, flags_parser=parse_flags)
 
@@ -69,6 +84,90 @@ def fail(message: str) -> NoReturn:
     """One line to standard error, exit code 2."""
     console.print(f"[red]error:[/red] {escape(message)}", highlight=False)
     sys.exit(2)
+
+
+def one_line(error: Exception) -> str:
+    """An error as a user reads it: of a full disk or a missing permission the reason and the file, without a number."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}; nothing that was finished is lost"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+@contextlib.contextmanager
+def delayed_termination() -> Iterator[Callable[[], bool]]:
+    """Yields is_requested(): a first SIGTERM inside is only noted, so that a loop can stop where its state is whole; a
+    second one stops at once. Outside the main thread, where Python allows no handlers, it is never requested."""
+    requests: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        if requests:
+            raise Terminated
+        requests.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: bool(requests)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """The only run that writes into `directory`. The lock file `.lock` says who holds it (pid, host, command).
+
+    A run that was killed leaves the file behind but not the kernel's lock on it, so it stops nobody on the same host;
+    a lock held on another host cannot be checked and is respected. Raises UserError naming the other run.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / ".lock"
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "command": command(), "since": time.ctime()}
+    with open(path, "a+") as file:
+        is_free = _try_lock(file)
+        file.seek(0)
+        holder = _holder(file.read())
+        if not is_free or holder.get("host", me["host"]) != me["host"]:
+            raise UserError(
+                f"{directory} is in use by pid {holder.get('pid')} on {holder.get('host')} since "
+                f"{holder.get('since')}; wait for it, use another --workdir, or, if that run is gone, delete {path}"
+            )
+        if holder:
+            console.print(f"{directory}: the run before (pid {holder.get('pid')}) did not finish; resuming")
+        file.truncate(0)
+        try:
+            file.write(json.dumps(me))
+            file.flush()
+        except OSError as error:
+            raise naming(error, path) from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), 0)  # not unlinked: two runs could then hold a lock each on two files
+
+
+def _try_lock(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: what the file says must do
+        return True
+    return True
+
+
+def _holder(text: str) -> dict[str, Any]:
+    with contextlib.suppress(json.JSONDecodeError):
+        return json.loads(text)
+    return {}
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -116,16 +215,23 @@ def save_config(config: ml_collections.ConfigDict, workdir: Path, stage: str, se
     Raises UserError naming the first field that differs.
     """
     path = Path(workdir) / f"{stage}_config.json"
-    text = json.dumps(json.loads(config.to_json_best_effort()), indent=1, sort_keys=True)
+    document = json.loads(config.to_json_best_effort())
     if path.exists():
-        old, new = (_flat(json.loads(t)) for t in (path.read_text(), text))
+        old, new = _flat(_read_config(path)), _flat(document)
         for field in sorted(old.keys() | new.keys()):
             if field.split(".")[0] in sections and old.get(field) != new.get(field):
                 raise UserError(
                     f"{path} was written with {field}={old.get(field)!r}, got {new.get(field)!r}; "
                     "use another --workdir, or delete this one to start over"
                 )
-    write_atomically(path, text.encode())
+    write_signed(path, document)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return read_signed(path)
+    except DamagedFileError as error:
+        raise UserError(f"{error}; delete it if you are sure that the configuration has not changed") from error
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,29 +242,41 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """One JSON object per line. On resume, rows at or after `first_step` are dropped: they will be written again."""
+    """The metrics of a run, a sealed JSON object per line. On resume, rows at or after `first_step` are dropped: they
+    will be written again. When rows before that are damaged the file is kept under another name, and the user told."""
 
     def __init__(self, path: Path, first_step: int = 0):
-        self.path = Path(path)
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
-                    row = json.loads(line)
-                    if row["step"] < first_step:
-                        kept.append(line + "\n")
-        write_atomically(self.path, "".join(kept).encode())
+        path, wanted = Path(path), first_step - 1
+        rows, problem = read_sealed(path)
+        if max((row["step"] for row in rows), default=0) < wanted:
+            copy = path.with_suffix(".damaged.jsonl")
+            if path.exists():
+                copy.write_bytes(path.read_bytes())
+            problem = problem or f"{path} ends too early"
+            warn(f"{problem}; kept as {copy.name}, rows from there to step {wanted} are lost")
+        self._log = SealedLog(path, keep_fn=lambda row: row["step"] < first_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends {"step": step, **metrics}."""
-        row = {"step": int(step)} | {k: float(v) for k, v in metrics.items()}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._log.append({"step": int(step)} | {k: float(v) for k, v in metrics.items()})
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a MetricsLog."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+def read_metrics(path: Path, last_step: int = 0) -> list[dict[str, float]]:
+    """Rows of a MetricsLog that must reach `last_step` (that of the newest checkpoint).
+
+    Raises DamagedFileError naming file and line.
+    """
+    rows, problem = read_sealed(Path(path))
+    if problem is None and (rows[-1]["step"] if rows else 0) < last_step:
+        problem = f"{path} ends before step {last_step}"
+    if problem:
+        raise DamagedFileError(f"{problem}; the stage that wrote it keeps what is whole when it is run again")
+    return rows
+
+
+def warn(message: str) -> None:
+    """One line that a user should not miss."""
+    console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False)
 
 
 @contextlib.contextmanager

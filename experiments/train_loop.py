@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 import ml_collections
 
 from experiments import runtime
-from networld_jax.checkpoints import Checkpoints
+from networld_jax.checkpoints import Checkpoints, steps
 from networld_jax.types import Params, TrainState
 from networld_jax.world_model import WorldModel
 
@@ -65,36 +66,41 @@ def train(
 ) -> TrainState:
     """Runs `config.num_updates` updates, `updates_per_dispatch` per dispatch.
 
-    Resumes from the newest checkpoint in `directory`; because update s draws from fold_in(key(seed), s), the result has
-    the same bits as an uninterrupted run's. Metrics go to `directory/metrics.jsonl`.
+    Resumes from the newest intact checkpoint in `directory`; because update s draws from fold_in(key(seed), s), the
+    result has the same bits as an uninterrupted run's. Metrics go to `directory/metrics.jsonl`. At SIGTERM it stops
+    after the running dispatch, with a checkpoint.
 
     Args:
       epoch: jitted `training.make_epoch` with updates_per_dispatch updates.
       shown: what the progress bar calls a metric -> the metric's name.
     """
-    checkpoints = Checkpoints(Path(directory) / "checkpoints")
-    try:
-        restored = checkpoints.restore_latest(state)
-        first = 0
-        if restored is not None:
-            first, state = restored
-        log = runtime.MetricsLog(Path(directory) / "metrics.jsonl", first_step=first + 1)
+    directory, size = Path(directory), config.updates_per_dispatch
+    with (
+        runtime.owned(directory),
+        runtime.delayed_termination() as is_requested,
+        contextlib.closing(Checkpoints(directory / "checkpoints", report_fn=runtime.warn)) as checkpoints,
+        runtime.progress(title, config.num_updates) as advance,
+    ):
+        first, state = checkpoints.restore_latest(state) or (0, state)
+        log = runtime.MetricsLog(directory / "metrics.jsonl", first_step=first + 1)
         key = jax.random.key(seed)
-        with runtime.progress(title, config.num_updates) as advance:
-            advance(first)
-            for dispatch in range(
-                first // config.updates_per_dispatch, config.num_updates // config.updates_per_dispatch
-            ):
-                state, metrics = epoch(state, data, key)
-                done = (dispatch + 1) * config.updates_per_dispatch
-                numbers = {name: float(value) for name, value in metrics.items()}
-                for warning in check_metrics(done, seed, numbers):
-                    runtime.console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
-                log.write(done, numbers)
-                advance(config.updates_per_dispatch, **{label: numbers[name] for label, name in shown.items()})
-                last = done == config.num_updates
-                if last or (dispatch + 1) % config.dispatches_per_checkpoint == 0:
-                    checkpoints.save(done, state)
-    finally:
-        checkpoints.close()
+        advance(first)
+        for dispatch in range(first // size, config.num_updates // size):
+            state, metrics = epoch(state, data, key)
+            done = (dispatch + 1) * size
+            numbers = {name: float(value) for name, value in metrics.items()}
+            for warning in check_metrics(done, seed, numbers):
+                runtime.warn(warning)
+            log.write(done, numbers)
+            advance(size, **{label: numbers[name] for label, name in shown.items()})
+            is_last, stops = done == config.num_updates, is_requested()
+            if is_last or stops or (dispatch + 1) % config.dispatches_per_checkpoint == 0:
+                checkpoints.save(done, state)
+            if stops and not is_last:
+                raise runtime.Terminated(f", {title} is kept at update {done}")
     return state
+
+
+def steps_done(directory: Path) -> int:
+    """Updates that the newest checkpoint of a run has seen; its metrics reach at least that far."""
+    return max(steps(Path(directory) / "checkpoints"), default=0)

@@ -95,3 +95,62 @@ def test_missing_models_are_refused(tmp_path, box):
     (tmp_path / "weights.npz").unlink()
     with pytest.raises(checkpoints.CheckpointError, match=re.escape(str(tmp_path))):
         checkpoints.load_model(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def two_checkpoints(folder):
+    made = checkpoints.Checkpoints(folder)
+    made.save(6, jax.tree.map(jnp.zeros_like, state_of()))
+    made.save(7, state_of())
+    made.close()
+
+
+def flip(path, bit=-3):
+    content = bytearray(path.read_bytes())
+    content[bit] ^= 4
+    path.write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "a bit": lambda step: flip(max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)),
+    "metadata": lambda step: flip(step / "_CHECKPOINT_METADATA"),
+    "the list": lambda step: flip(step / checkpoints.SUMS_FILE),
+    "no list": lambda step: (step / checkpoints.SUMS_FILE).unlink(),
+    "a file less": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
+    "a file more": lambda step: (step / "stranger").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DAMAGES))
+def test_the_newest_intact_checkpoint_is_used_and_the_user_told(tmp_path, name):
+    folder, told = tmp_path / "checkpoints", []
+    two_checkpoints(folder)
+    DAMAGES[name](folder / "7")
+    store = checkpoints.Checkpoints(folder, report_fn=told.append)
+    step, restored = store.restore_latest(state_of())
+    assert step == 6
+    assert_same(restored, jax.tree.map(jnp.zeros_like, state_of()))
+    assert len(told) == 1 and str(folder / "7") in told[0] and "\n" not in told[0]
+    assert (tmp_path / "checkpoints_damaged" / "7").exists()  # nothing is thrown away
+    store.save(7, state_of())  # and the run goes on past it
+    assert store.restore_latest(state_of())[0] == 7
+    store.close()
+    assert checkpoints.damage(folder / "7") is None
+
+
+def test_a_damaged_checkpoint_is_a_warning_unless_somebody_listens(tmp_path):
+    two_checkpoints(tmp_path / "checkpoints")
+    flip(tmp_path / "checkpoints" / "7" / checkpoints.SUMS_FILE)
+    with pytest.warns(UserWarning, match="checkpoints/7 is damaged"):
+        store = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    store.close()
+
+
+def test_checkpoints_are_kept_to_the_number_asked_for(tmp_path):
+    store = checkpoints.Checkpoints(tmp_path / "checkpoints", max_to_keep=2)
+    for step in (1, 2, 3):
+        store.save(step, state_of())
+    store.close()
+    assert checkpoints.steps(tmp_path / "checkpoints") == [2, 3]

@@ -1,16 +1,22 @@
 """The stages: killed and started again they end in the same bytes; mistakes of the user are one line."""
 
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import pytest
 
 import networld_envs
 from experiments import collect, pretrain, runtime, settings, train_loop
 from networld_jax import checkpoints, datasets
+from networld_jax.files import DamagedFileError
 from tests import tiny, toy_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -68,7 +74,7 @@ def kill_after(monkeypatch, owner, name, times):
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_killed_collection_ends_in_the_same_bytes(config, collected, tmp_path, monkeypatch, shards):
+def test_a_killed_collection_ends_in_the_same_bytes(config, collected, tmp_path, monkeypatch, capsys, shards):
     env = networld_envs.make("queues")
     policy = settings.tier_policy("queues", env, "expert")
     with monkeypatch.context() as patch:
@@ -78,7 +84,10 @@ def test_a_killed_collection_ends_in_the_same_bytes(config, collected, tmp_path,
     directory = collect.dataset_dir(tmp_path, "queues", "expert")
     with pytest.raises(datasets.DatasetError, match=r"manifest\.json is missing"):
         datasets.load(directory)
+    damaged = datasets.shard_path(directory, 0)
+    damaged.write_bytes(damaged.read_bytes()[:-40])
     collect.collect_task(config, tmp_path, "queues", env, policy)
+    assert "shard_00000.npz is altered; it is collected again" in " ".join(capsys.readouterr().err.split())
     reference = collect.dataset_dir(collected, "queues", "expert")
     assert contents(directory, "shard_*.npz") == contents(reference, "shard_*.npz")
     assert contents(directory, "manifest.json") == contents(reference, "manifest.json")
@@ -136,7 +145,7 @@ def test_collapsing_latents_are_announced():
     assert "cbf/latent_std = 0.040" in warning and "collapsing" in warning
 
 
-def test_metrics_cut_by_a_kill_are_dropped(tmp_path):
+def test_metrics_cut_by_a_kill_are_dropped(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     log = runtime.MetricsLog(path)
     for step in (1, 2, 3):
@@ -145,6 +154,84 @@ def test_metrics_cut_by_a_kill_are_dropped(tmp_path):
         file.write('{"step": 4, "lo')
     runtime.MetricsLog(path, first_step=3).write(3, {"loss": 9.0})
     assert runtime.read_metrics(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [lambda c: c.replace(b"0.5", b"0.6"), lambda c: b"".join(c.splitlines(True)[:-1])])
+def test_damaged_metrics_are_announced_and_kept(tmp_path, capsys, damage):
+    path = tmp_path / "metrics.jsonl"
+    log = runtime.MetricsLog(path)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2})
+    path.write_bytes(damage(path.read_bytes()))
+    damaged = path.read_bytes()
+    with pytest.raises(DamagedFileError, match=r"metrics\.jsonl"):
+        runtime.read_metrics(path, last_step=3)
+    runtime.MetricsLog(path, first_step=4)
+    assert "metrics.jsonl" in capsys.readouterr().err
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == damaged
+
+
+# ------------------------------------------------------------------------------------------------ two runs, SIGTERM
+
+
+def test_two_runs_in_one_folder_are_refused_by_name(tmp_path):
+    wanted = f"in use by pid {os.getpid()} on "
+    with runtime.owned(tmp_path), pytest.raises(runtime.UserError, match=wanted), runtime.owned(tmp_path):
+        pass
+    with runtime.owned(tmp_path):  # free again
+        pass
+
+
+def test_the_lock_of_a_killed_run_stops_nobody(tmp_path, capsys):
+    (tmp_path / ".lock").write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
+    with runtime.owned(tmp_path):
+        assert "pid 1" in capsys.readouterr().err
+    (tmp_path / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "Monday"}))
+    wanted = "in use by pid 1 on elsewhere since Monday"
+    with pytest.raises(runtime.UserError, match=wanted), runtime.owned(tmp_path):
+        pass
+
+
+def walk(state, data, key):
+    """An epoch of one update of a random walk, whose place says which updates were done."""
+    drawn = jax.random.normal(jax.random.fold_in(key, state["step"]))
+    return {"step": state["step"] + 1, "place": state["place"] + drawn}, {"loss": drawn}
+
+
+def run_walk(directory, dispatches_per_checkpoint=100):
+    config = ml_collections.ConfigDict(dict(num_updates=6, updates_per_dispatch=1))
+    config.dispatches_per_checkpoint = dispatches_per_checkpoint
+    start = {"step": jnp.int32(0), "place": jnp.float32(0)}
+    return train_loop.train("walk", directory, start, jax.jit(walk), None, config, 3, {"loss": "loss"})
+
+
+def test_sigterm_stops_training_with_a_checkpoint(tmp_path, monkeypatch):
+    written = runtime.MetricsLog.write
+
+    def write_and_terminate(self, step, metrics):
+        written(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    straight = run_walk(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.MetricsLog, "write", write_and_terminate)
+        with pytest.raises(runtime.Terminated, match="walk is kept at update 2"):
+            run_walk(tmp_path / "stopped")
+    assert train_loop.steps_done(tmp_path / "stopped") == 2
+    assert run_walk(tmp_path / "stopped")["place"] == straight["place"]
+    assert contents(tmp_path / "stopped", "*.jsonl") == contents(tmp_path / "straight", "*.jsonl")
+
+
+def test_training_goes_on_from_the_newest_intact_checkpoint(tmp_path, capsys):
+    straight = run_walk(tmp_path, dispatches_per_checkpoint=2)
+    reference = contents(tmp_path, "*.jsonl")
+    sums = tmp_path / "checkpoints" / "6" / checkpoints.SUMS_FILE
+    sums.write_bytes(sums.read_bytes()[:-1])
+    assert run_walk(tmp_path, dispatches_per_checkpoint=2)["place"] == straight["place"]
+    assert "checkpoints/6 is damaged" in capsys.readouterr().err
+    assert contents(tmp_path, "*.jsonl") == reference
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

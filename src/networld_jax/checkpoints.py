@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
-import json
-from collections.abc import Mapping
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +17,72 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from networld_envs.types import Information, TaskSpec
-from networld_jax.datasets import sha256, write_atomically
+from networld_jax.files import DamagedFileError, read_signed, sha256, sync_folder, write_atomically, write_signed
 from networld_jax.training import PER_TASK
 from networld_jax.types import Params, TaskStats, WorldModelConfig
 from networld_jax.world_model import WorldModel, make_world_model
 
 MODEL_FILE = "model.json"
+SUMS_FILE = "sha256.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing or does not fit the run."""
+    """A checkpoint or model that is missing, damaged, or does not fit the run."""
 
 
 class Checkpoints:
-    """The numbered checkpoints of one run. Only whole checkpoints are ever visible (Orbax writes aside and renames)."""
+    """The numbered checkpoints of one run, each with the checksums of all its files.
 
-    def __init__(self, directory: Path, max_to_keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, enable_async_checkpointing=False)
+    Orbax writes aside and renames, the checksums follow last: a checkpoint without them was cut short. Damaged
+    checkpoints are moved to `<directory>_damaged/`, never deleted, and the newest intact one is used.
+
+    Args:
+      report_fn: told in one line about everything that is wrong with a checkpoint (default: a Python warning).
+    """
+
+    def __init__(
+        self, directory: Path, max_to_keep: int = 2, report_fn: Callable[[str], None] | None = None
+    ):
+        self._directory = Path(directory).absolute()
+        self._report = report_fn or warnings.warn
+        self._set_aside_damaged()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=max_to_keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(
-            Path(directory).absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+            self._directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
 
+    def _set_aside_damaged(self) -> None:
+        """Newest first, up to the first intact checkpoint: older ones are not needed and not read."""
+        if jax.process_index() != 0:  # Orbax's constructor, next, waits for the first process
+            return
+        for step in reversed(steps(self._directory)):
+            folder = self._directory / str(step)
+            problem = damage(folder)
+            if problem is None:
+                return
+            target = self._directory.with_name(f"{self._directory.name}_damaged") / str(step)
+            shutil.rmtree(target, ignore_errors=True)  # damaged twice at one step: the later one is kept
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+            sync_folder(self._directory)
+            self._report(f"checkpoint {folder} is damaged ({problem}); moved to {target}, the one before is used")
+
     def save(self, step: int, state: Any) -> None:
-        """Stores a pytree under `step`."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        """Stores a pytree under `step`. Raises OSError naming the checkpoint when it cannot be written."""
+        folder = self._directory / str(step)
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.wait_until_finished()
+        except Exception as error:  # tensorstore reports a full disk as ValueError, others as OSError
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise OSError(0, f"checkpoint cannot be written ({reason}); the one before is kept", str(folder)) from error
+        if jax.process_index() == 0:
+            write_signed(folder / SUMS_FILE, {"step": step, "files": _sums(folder)})
 
     def restore_latest(self, like: Any) -> tuple[int, Any] | None:
-        """(step, state) of the newest checkpoint shaped `like` the given pytree, or None when there is none.
+        """(step, state) of the newest intact checkpoint shaped `like` the given pytree, or None when there is none.
 
         Raises CheckpointError when its structure or shapes differ.
         """
@@ -62,6 +102,34 @@ class Checkpoints:
     def close(self) -> None:
         """Releases Orbax's threads."""
         self._manager.close()
+
+
+def steps(directory: Path) -> list[int]:
+    """Numbers of the checkpoints in a folder, ascending; empty when there is no folder."""
+    folders = Path(directory).iterdir() if Path(directory).exists() else ()
+    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file of a checkpoint but the list itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS_FILE)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None when every file is there with its bytes and no other."""
+    try:
+        wanted = read_signed(folder / SUMS_FILE)["files"]
+    except FileNotFoundError:
+        return f"{SUMS_FILE} is missing: it was cut short"
+    except DamagedFileError as error:
+        return str(error)
+    found = _sums(folder)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            what = "is missing" if name not in found else "is altered" if name in wanted else "does not belong to it"
+            return f"{name} {what}"
+    return None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -112,12 +180,7 @@ def save_model(
         "weights_sha256": sha256(directory / "weights.npz"),
         "facts": facts,
     }
-    signed = description | {"sha256": _digest(description)}
-    write_atomically(directory / MODEL_FILE, json.dumps(signed, indent=1, sort_keys=True).encode())
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    write_signed(directory / MODEL_FILE, description)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -125,13 +188,9 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path} is missing: no finished model there; run the stage that writes it")
     try:
-        description = json.loads(path.read_bytes())
-        claimed = description.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is no readable description of a model ({error})") from error
-    if _digest(description) != claimed:
-        raise CheckpointError(f"{path} does not match its checksum (altered)")
-    return description
+        return read_signed(path)
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def load_model(directory: Path) -> tuple[WorldModel, Params, dict[str, TaskStats], dict[str, Any]]:
@@ -145,7 +204,7 @@ def load_model(directory: Path) -> tuple[WorldModel, Params, dict[str, TaskStats
             raise CheckpointError(f"{directory / 'weights.npz'} does not match its checksum (truncated or altered)")
         with np.load(directory / "weights.npz", allow_pickle=False) as arrays:
             tree = _unflatten({name: jax.numpy.asarray(arrays[name]) for name in arrays.files})
-    except (KeyError, TypeError, OSError) as error:
+    except (KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{directory} holds no readable model ({error})") from error
     world_model = make_world_model(config, specs)
     params = tree["params"]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,17 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from networld_envs.types import Information, TaskSpec
+from networld_jax.files import DamagedFileError, read_signed, sha256, write_atomically, write_signed
 from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field
 from networld_jax.transforms import data_bins, symlog, two_hot
 from networld_jax.types import Segments, TaskStats, Trajectories, Transitions, WorldModelConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 FIELDS = tuple(Trajectories.__dataclass_fields__)
 
 
-class DatasetError(ValueError):
+class DatasetError(DamagedFileError):
     """A dataset that cannot be trusted: missing, truncated, altered, or of another schema."""
 
 
@@ -138,31 +137,6 @@ def take_steps(trajectories: Trajectories, num_steps: int) -> Trajectories:
 # ---------------------------------------------------------------------------------------------------- on disk
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Whole file or no file: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def shard_path(directory: Path, index: int) -> Path:
     """File of trajectory `index`."""
     return Path(directory) / f"shard_{index:05d}.npz"
@@ -205,10 +179,7 @@ def read_shard(directory: Path, index: int, expected_sha256: str | None = None) 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Stores the manifest with its own checksum; the last file of a dataset to appear."""
-    body = {"schema_version": SCHEMA_VERSION, **manifest}
-    text = json.dumps(body, indent=1, sort_keys=True)
-    signed = {**body, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    write_atomically(Path(directory) / MANIFEST, json.dumps(signed, indent=1, sort_keys=True).encode())
+    write_signed(Path(directory) / MANIFEST, {"schema_version": SCHEMA_VERSION, **manifest})
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -217,13 +188,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.exists():
         raise DatasetError(f"{path} is missing: no dataset there, or its collection was interrupted; run collect again")
     try:
-        manifest = json.loads(path.read_bytes())
-        claimed = manifest.pop("manifest_sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DatasetError(f"{path} is no readable manifest ({error}); collect the dataset again") from error
-    text = json.dumps(manifest, indent=1, sort_keys=True)
-    if hashlib.sha256(text.encode()).hexdigest() != claimed:
-        raise DatasetError(f"{path} does not match its checksum (altered); collect the dataset again")
+        manifest = read_signed(path)
+    except DamagedFileError as error:
+        raise DatasetError(f"{error}; delete it and run collect again, which keeps whole shards") from error
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise DatasetError(f"{path} has schema {manifest['schema_version']}, this version reads {SCHEMA_VERSION}")
     return manifest
