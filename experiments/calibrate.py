@@ -32,7 +32,8 @@ HINDSIGHT = "hindsight_constant"
 def row(scores: Scores, num_steps: int, headline: tuple[str, ...]) -> dict[str, Any]:
     """A policy's entry of calibration.json."""
     metrics = {k: float(v.mean()) for k, v in scores.metrics.items()}
-    metrics |= {f"{name}_p10": scores.percentile(name, 10) for name in headline if name in scores.per_agent}
+    # Over agents' time averages; "<name>_p10" without "agent" is a percentile over the agents of one step, then averaged.
+    metrics |= {f"agent_{name}_p10": scores.percentile(name, 10) for name in headline if name in scores.per_agent}
     return {
         "mean": scores.mean,
         "sem": scores.sem,
@@ -116,7 +117,7 @@ def _rewards(row: dict[str, Any]) -> np.ndarray:
 
 
 HEADLINE = {
-    "cbf": ("rate", "rate_p10", "power_mw"),
+    "cbf": ("rate", "agent_rate_p10", "power_mw"),
     "rb": ("delivered", "late_data", "overflow_data", "denied_rbs", "signalling_rbs"),
     "ns": ("reward_p10", "spectral_efficiency_bps_hz"),
 }
