@@ -1,9 +1,11 @@
-"""Trains model-free baselines on the held-out task's few-shot data: the same data that adaptation sees.
+"""Trains baselines on the held-out task's few-shot data: the same data that adaptation sees.
 
     python -m experiments.baselines --config=experiments/configs/small.py --workdir=runs/small
+    python -m experiments.baselines ... --config.baselines.methods="('ma_iql','ma_iql_mf')"
 
-Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/, final/). Methods: ma_bc (own observation) and ma_bc_mf
-(own and mean field).
+Methods: the names of networld_jax.baselines.BASELINES, each with its section config.baselines.<name>; a trailing "_mf"
+turns the mean-field input on. Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/); run again, it resumes,
+or returns the finished policy. `python -m experiments.evaluate` knows the same names.
 """
 
 from __future__ import annotations
@@ -21,20 +23,40 @@ from experiments.adapt import few_shot_data
 from experiments.pretrain import SECTIONS
 from networld_envs.types import Policy, TaskSpec
 from networld_jax import datasets, planning
-from networld_jax.baselines import Baseline, BCConfig, make_bc
+from networld_jax.baselines import BASELINES, DEFAULTS, Baseline, BaselineConfig
 from networld_jax.types import TaskStats, Trajectories, WorldModelConfig
 
-METHODS = ("ma_bc", "ma_bc_mf")
+MEAN_FIELD = "_mf"
 
 
-def make_baseline(config: ml_collections.ConfigDict, method: str, spec: TaskSpec) -> Baseline:
-    """A baseline by name. Raises ValueError for an unknown one."""
-    if method not in METHODS:
-        raise ValueError(f"baseline must be one of {METHODS}, got {method!r}")
-    return make_bc(spec, settings.from_config(BCConfig, config.bc, use_mean_field=method.endswith("_mf")))
+def base_name(method: str) -> str:
+    """The entry of BASELINES behind a method's name. Raises ValueError naming the choices."""
+    name = method.removesuffix(MEAN_FIELD)
+    if name not in BASELINES:
+        raise ValueError(f"baseline must be one of {sorted(BASELINES)}, optionally with {MEAN_FIELD!r}, got {method!r}")
+    return name
 
 
-def make_epoch(baseline: Baseline, spec: TaskSpec, batch_size: int, num_updates: int) -> Callable[..., Any]:
+def is_baseline(method: str) -> bool:
+    """Whether a name in a table means a baseline."""
+    return method.removesuffix(MEAN_FIELD) in BASELINES
+
+
+def baseline_config(config: ml_collections.ConfigDict, method: str, **changes: Any) -> BaselineConfig:
+    """The method's dataclass out of its section; `changes` override it."""
+    name = base_name(method)
+    if method.endswith(MEAN_FIELD):
+        changes = {"use_mean_field": True} | changes
+    changes = {"num_updates": config.baselines.num_updates} | changes
+    return settings.from_config(type(DEFAULTS[name]), config.baselines[name], **changes)
+
+
+def make_baseline(config: ml_collections.ConfigDict, method: str, spec: TaskSpec, **changes: Any) -> Baseline:
+    """A baseline by name."""
+    return BASELINES[base_name(method)](spec, baseline_config(config, method, **changes))
+
+
+def make_epoch(baseline: Baseline, num_updates: int) -> Callable[..., Any]:
     """(state, (data, stats), key) -> (state, mean metrics): `num_updates` updates in one dispatch."""
 
     def epoch(state, data_and_stats, key):
@@ -42,8 +64,7 @@ def make_epoch(baseline: Baseline, spec: TaskSpec, batch_size: int, num_updates:
 
         def body(state, _):
             sample_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
-            batch = datasets.sample_transitions(sample_key, data, stats, batch_size, spec.message_delay_steps)
-            return baseline.update(update_key, state, batch, stats)
+            return baseline.update(update_key, state, baseline.sample(sample_key, data, stats), stats)
 
         state, metrics = jax.lax.scan(body, state, None, length=num_updates)
         return state, jax.tree.map(lambda x: x.mean(0), metrics)
@@ -52,27 +73,47 @@ def make_epoch(baseline: Baseline, spec: TaskSpec, batch_size: int, num_updates:
 
 
 def train_baseline(
-    config: ml_collections.ConfigDict, workdir: Path, method: str, spec: TaskSpec, data: Trajectories, stats: TaskStats
+    config: ml_collections.ConfigDict,
+    directory: Path,
+    method: str,
+    spec: TaskSpec,
+    data: Trajectories,
+    stats: TaskStats,
+    **changes: Any,
 ) -> tuple[Policy, planning.PolicyParams]:
-    """Trains (or resumes) one baseline; returns its policy and parameters."""
-    c = config.bc
-    baseline = make_baseline(config, method, spec)
-    directory = Path(workdir) / f"{method}_{config.held_out}"
-    runtime.save_config(config, directory, method, (*SECTIONS, "adapt", "bc"))
+    """Trains (or resumes) one baseline in its own directory; returns its policy and parameters.
+
+    `changes` override fields of the method's configuration (label, use_mean_field, ...). Raises ValueError for an
+    unknown method or a bad field.
+    """
+    c = config.baselines
+    baseline = make_baseline(config, method, spec, **changes)
+    data, stats = baseline.prepare(data, stats)
     state = baseline.init(jax.random.key(config.seed), stats)
-    epoch = make_epoch(baseline, spec, c.batch_size, c.updates_per_dispatch)
+    epoch = make_epoch(baseline, c.updates_per_dispatch)
     on_device = (jax.tree.map(jnp.asarray, data), stats)
     state = train_loop.train(method, directory, state, epoch, on_device, c, config.seed, {"loss": "loss"})
     return baseline.policy, planning.PolicyParams(state.ema_params, stats)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple[Policy, planning.PolicyParams]]:
-    """Trains every method of METHODS."""
-    train_loop.check_updates(config.bc, "bc")
+def trained(config: ml_collections.ConfigDict, workdir: Path, method: str) -> tuple[Policy, planning.PolicyParams]:
+    """One method on the held-out task's few-shot data, in <workdir>/<method>_<task>/."""
+    name = base_name(method)
+    train_loop.check_updates(config.baselines, "baselines")
     spec = settings.environment(config, config.held_out).spec
     data = few_shot_data(config, workdir)
     stats = datasets.task_stats(data, spec, settings.from_config(WorldModelConfig, config.model), config.loss.discount)
-    return {method: train_baseline(config, workdir, method, spec, data, stats) for method in METHODS}
+    directory = Path(workdir) / f"{method}_{config.held_out}"
+    budget = ("baselines.num_updates", "baselines.updates_per_dispatch")
+    runtime.save_config(config, directory, method, (*SECTIONS, "adapt", *budget, f"baselines.{name}"))
+    return train_baseline(config, directory, method, spec, data, stats)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple[Policy, planning.PolicyParams]]:
+    """Trains every method of config.baselines.methods."""
+    for method in config.baselines.methods:
+        baseline_config(config, method)  # a mistake in the last section shows before the first method trains
+    return {method: trained(config, workdir, method) for method in config.baselines.methods}
 
 
 if __name__ == "__main__":

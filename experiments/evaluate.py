@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from experiments import runtime, settings
+from experiments import baselines, runtime, settings
 from experiments.adapt import adapt_dir
 from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
@@ -78,7 +78,8 @@ def summary(scores: Mapping[str, Scores], task: str, protocol: Protocol) -> dict
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Evaluates `config.evaluate.policies` on the held-out task: "networld", "networld_scratch", or a rule's name."""
+    """Evaluates `config.evaluate.policies` on the held-out task: "networld", "networld_scratch", a
+    baseline's name or a rule's."""
     task = config.held_out
     env = settings.environment(config, task)
     names = dict.fromkeys((*config.evaluate.policies, *ANCHORS.get(task, ())))
@@ -105,7 +106,9 @@ def score_all(
 def load_policy(
     config: ml_collections.ConfigDict, workdir: Path, task: str, env: Environment, name: str
 ) -> tuple[Policy, Any]:
-    """(policy, its parameters) by name: an adapted model of the workdir, or a rule of the task."""
+    """(policy, its parameters) by name: an adapted model or a baseline of the workdir, or a rule of the task."""
+    if baselines.is_baseline(name):
+        return baselines.trained(config, workdir, name)
     if name not in ("networld", "networld_scratch"):
         return settings.rule_policy(task, env, name), {}
     directory = adapt_dir(workdir, task, from_scratch=name == "networld_scratch") / "model"

@@ -210,16 +210,18 @@ def _cpu_model() -> str:
 
 
 def save_config(config: ml_collections.ConfigDict, workdir: Path, stage: str, sections: Sequence[str]) -> None:
-    """Stores the resolved configuration of a stage; refuses to continue a run when one of `sections` has changed.
+    """Stores the resolved configuration of a stage; refuses to continue a run when one of `sections` (dotted
+    names of sections or fields) has changed.
 
     Raises UserError naming the first field that differs.
     """
     path = Path(workdir) / f"{stage}_config.json"
     document = json.loads(config.to_json_best_effort())
+    prefixes = tuple(f"{section}." for section in sections)
     if path.exists():
         old, new = _flat(_read_config(path)), _flat(document)
         for field in sorted(old.keys() | new.keys()):
-            if field.split(".")[0] in sections and old.get(field) != new.get(field):
+            if f"{field}.".startswith(prefixes) and old.get(field) != new.get(field):
                 raise UserError(
                     f"{path} was written with {field}={old.get(field)!r}, got {new.get(field)!r}; "
                     "use another --workdir, or delete this one to start over"

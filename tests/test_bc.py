@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from networld_jax import datasets, planning
-from networld_jax.baselines import BASELINES, BCConfig, make_bc
+from networld_jax.baselines import BASELINES, DEFAULTS, BCConfig, actions, make_bc
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -93,3 +93,58 @@ def test_an_untrained_clone_answers_with_the_datas_mean(clones):
 
 def test_the_table_of_baselines():
     assert BASELINES["ma_bc"] is make_bc
+    assert BASELINES.keys() == DEFAULTS.keys()
+
+
+# ------------------------------------------------------------------------------------------------ other decodings
+
+
+def histogram(box, probabilities, bins):
+    """Stats with these bins [M] for both components, and logits [1, 2, M] of the probabilities."""
+    bins = jnp.tile(jnp.asarray(bins, jnp.float32)[None], (2, 1))
+    return box.stats.replace(action_bins=bins), jnp.log(jnp.asarray(probabilities))[None, None].repeat(2, 1)
+
+
+@pytest.mark.parametrize(("quantile", "expected"), [(0.05, 0), (0.1999, 1), (0.49, 1), (0.6, 2), (0.99, 3)])
+def test_the_quantile_of_an_integer_distribution_is_exact(quantile, expected):
+    """P(0..3) = .1, .4, .4, .1: cumulative .1, .5, .9, 1."""
+    stats, logits = histogram(tiny.build(), [0.1, 0.4, 0.4, 0.1], [0, 1, 2, 3])
+    decoded = jnp.round(actions.decode_quantile(logits, stats, quantile))
+    np.testing.assert_array_equal(decoded, np.full((1, 2), expected))
+
+
+def test_the_quantile_of_a_uniform_histogram_is_linear():
+    """Equal density on cells of equal width: between the first and the last bin the quantile is a line."""
+    bins = np.linspace(-1.0, 1.0, 9)
+    probabilities = np.array([0.5, *[1.0] * 7, 0.5]) / 8
+    stats, logits = histogram(tiny.build(), probabilities, bins)
+    for quantile in (0.1, 0.25, 0.5, 0.8):
+        decoded = actions.decode_quantile(logits, stats, quantile)
+        np.testing.assert_allclose(decoded, np.full((1, 2), 2 * quantile - 1), atol=1e-5)
+
+
+def test_shift_and_quantile_move_the_same_clone(clones):
+    """Same weights, another decision: the shift is exact, the median of a symmetric answer is its mean."""
+    _, params, _ = clones[False]
+    obs = jnp.asarray(tiny.linear_task(1, 3, seed=4).obs[0, 1])
+
+    def act(**fields):
+        policy = make_bc(tiny.build().spec, BCConfig(hidden=(64,), **fields)).policy
+        return np.asarray(policy.act(None, params, policy.init(None, N), obs, jnp.zeros((N, N)), None)[0])
+
+    shift = act(shift_std=0.5) - act()
+    measured = np.asarray(tiny.build().data.action).std((0, 1, 2))
+    np.testing.assert_allclose(shift, np.tile(0.5 * measured, (N, 1)), rtol=0.1)  # two-hot and smoothing widen it
+    assert np.abs(act(quantile=0.5) - act()).max() < 0.05 < (act(quantile=0.9) - act()).min()
+
+
+def test_settings_are_checked():
+    for fields, message in (
+        (dict(quantile=1.5), "quantile must lie in"),
+        (dict(quantile=0.5, shift_std=0.1), "not both"),
+        (dict(message_bits=1), "message_bits must be 0"),
+        (dict(learning_rate=0.0), "learning_rate must be positive"),
+        (dict(num_updates=0), "num_updates must lie in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BCConfig(**fields)

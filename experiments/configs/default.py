@@ -7,6 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from networld_jax.baselines import DEFAULTS
 from networld_jax.presets import PRESETS, SAMPLERS
 
 TASKS = ("cbf", "rb", "ns")
@@ -29,6 +30,19 @@ def use_preset(c: ConfigDict, name: str) -> ConfigDict:
     c.planner.sampler = next(key for key, fn in SAMPLERS.items() if fn is preset.sampler)
     c.planner.rank = "return"  # how candidates compare: "return" (classifier) or "action_value" (Q)
     return c
+
+
+def use_baselines(c: ConfigDict) -> None:
+    """Sets c.baselines: one budget for all, and per method every field of its dataclass (documented there)."""
+    c.baselines = ConfigDict()
+    c.baselines.methods = ("ma_bc", "ma_bc_mf")  # what the stage trains; "_mf" = hears its neighbours
+    c.baselines.num_updates = 1000  # the same for every method; every schedule is scaled to it
+    c.baselines.updates_per_dispatch = 250
+    c.baselines.dispatches_per_checkpoint = 2
+    for name, defaults in DEFAULTS.items():
+        fields = dataclasses.asdict(defaults)
+        del fields["num_updates"]
+        c.baselines[name] = ConfigDict(fields)
 
 
 def get_config(held_out: str = "rb") -> ConfigDict:
@@ -77,14 +91,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.adapt.updates_per_dispatch = 100
     c.adapt.dispatches_per_checkpoint = 5
 
-    c.bc = ConfigDict()  # networld_jax.baselines.BCConfig
-    c.bc.hidden = (256, 256)
-    c.bc.learning_rate = 1e-3
-    c.bc.ema_decay = 0.995
-    c.bc.num_updates = 1000
-    c.bc.batch_size = 1024  # agent transitions
-    c.bc.updates_per_dispatch = 250
-    c.bc.dispatches_per_checkpoint = 2
+    use_baselines(c)
 
     c.evaluate = ConfigDict()
     c.evaluate.split = "test"

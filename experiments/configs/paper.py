@@ -26,8 +26,8 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.adapt.sequences = 256
     c.adapt.learning_rate = 2e-4
     c.adapt.updates_per_dispatch = 1000
-    c.bc.num_updates = 100_000
-    c.bc.updates_per_dispatch = 1000
+    c.baselines.num_updates = 100_000  # 100 epochs x 1000
+    c.baselines.updates_per_dispatch = 1000
     c.evaluate.num_instances = ConfigDict(dict.fromkeys(c.tasks, 32))
     c.evaluate.num_steps = ConfigDict(dict.fromkeys(c.tasks, 1000))
     return c

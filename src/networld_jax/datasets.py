@@ -330,10 +330,15 @@ def sample_segments(
     runs, length = trajectories.reward.shape[:2]
     if length < horizon:
         raise ValueError(f"trajectories of {length} steps hold no window of horizon {horizon}; use a smaller horizon")
+    return windows(trajectories, sample_places(key, runs, length - horizon + 1, batch_size), horizon, message_delay)
+
+
+def sample_places(key: jax.Array, num_runs: int, num_starts: int, batch_size: int) -> jax.Array:
+    """[B, 2] int32 (trajectory, start), each uniform."""
     run_key, start_key = jax.random.split(key)
-    run = jax.random.randint(run_key, (batch_size,), 0, runs)
-    begin = jax.random.randint(start_key, (batch_size,), 0, length - horizon + 1)
-    return windows(trajectories, jnp.stack([run, begin], -1), horizon, message_delay)
+    run = jax.random.randint(run_key, (batch_size,), 0, num_runs)
+    begin = jax.random.randint(start_key, (batch_size,), 0, num_starts)
+    return jnp.stack([run, begin], -1)
 
 
 def sample_transitions(
@@ -360,6 +365,7 @@ def transitions(segments: Segments, stats: TaskStats) -> Transitions:
         next_neighbour_mean=fold(mean[:, 1]),
         action=fold(segments.action[:, :, 0]),
         reward=fold(segments.reward[:, :, 0]),
-        terminated=jnp.zeros(weight.size, bool),
+        terminated=jnp.zeros(weight.size, bool),  # continuing tasks: a cut is a truncation, bootstrapping goes on
+        agent_mask=segments.agent_mask.reshape(-1),
         weight=weight.reshape(-1),
     )

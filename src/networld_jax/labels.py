@@ -22,9 +22,13 @@ def neighbourhood_return(segments: Segments, discount: float) -> jax.Array:
     Every agent spreads its return evenly over its closed neighbourhood, so the labels of all agents sum to the team's
     return: an agent that gains at its neighbours' cost sees the cost.
     """
-    own = own_return(segments, discount)
-    spread = own / (1.0 + segments.adjacency.sum(-1))
-    return spread + jnp.einsum("bij,bj->bi", segments.adjacency, spread)
+    return spread_over_neighbourhood(own_return(segments, discount), segments.adjacency)
+
+
+def spread_over_neighbourhood(values: jax.Array, adjacency: jax.Array) -> jax.Array:
+    """[..., N] -> [..., N]: every agent's value split evenly over its closed 1-hop neighbourhood; the sum is kept."""
+    share = values / (1.0 + adjacency.sum(-1))
+    return share + jnp.matmul(adjacency, share[..., None])[..., 0]
 
 
 LABELS: dict[str, Callable[[Segments, float], jax.Array]] = {"own": own_return, "neighbourhood": neighbourhood_return}

@@ -148,9 +148,29 @@ class TimeMLP(nn.Module):
         return nn.Dense(self.dim, name="fc1")(hidden)
 
 
-def _embed(k: jax.Array, task_index: jax.Array | None, dim: int, num_tasks: int) -> jax.Array:
-    """Embedding of the diffusion step, and of the task if there are tasks, side by side: [..., dim or 2 dim]."""
+class ConditionMLP(nn.Module):
+    """Condition [..., F] (a return to reach) -> embedding [..., dim], zero where `keep` [...] is 0."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, condition: jax.Array, keep: jax.Array) -> jax.Array:
+        hidden = mish(nn.Dense(self.dim, name="fc0")(condition))
+        hidden = mish(nn.Dense(4 * self.dim, name="fc1")(hidden))
+        return nn.Dense(self.dim, name="fc2")(hidden) * keep[..., None]
+
+
+def _embed(
+    k: jax.Array,
+    task_index: jax.Array | None,
+    dim: int,
+    num_tasks: int,
+    condition: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """Embedding of the diffusion step, and of a condition and the task if there are any, side by side."""
     embedding = TimeMLP(dim, name="time_mlp")(k)
+    if condition is not None:
+        embedding = jnp.concatenate([embedding, ConditionMLP(dim, name="condition_mlp")(*condition)], axis=-1)
     if num_tasks == 0:
         return embedding
     if task_index is None:
@@ -205,7 +225,12 @@ class TemporalUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, k: jax.Array, task_index: jax.Array | None = None, return_features: bool = False
+        self,
+        x: jax.Array,
+        k: jax.Array,
+        task_index: jax.Array | None = None,
+        return_features: bool = False,
+        condition: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Denoises.
 
@@ -215,6 +240,7 @@ class TemporalUNet(nn.Module):
           task_index: int32, scalar or like k.
           return_features: also return (deepest features [..., L, W], embedding [..., E]) of the down path, to which a
             `ReturnHead` can be attached: one trunk for denoiser and classifier.
+          condition: (values [..., F], keep [...]): enters like the diffusion step; keep = 0 is unconditional.
 
         Raises:
           ValueError: a horizon that cannot be halved often enough, widths not divisible by 8.
@@ -223,7 +249,7 @@ class TemporalUNet(nn.Module):
         layout = get_layout(self.layout)
         check_horizon(x.shape[-2], self.layout, self.mults)
         widths = [self.width * m for m in self.mults]
-        embedding = _embed(k, task_index, self.width, self.num_tasks)
+        embedding = _embed(k, task_index, self.width, self.num_tasks, condition)
         deepest, skips = _down_path(x, embedding, widths, layout, layout.downsample_last)
         h = deepest
         for b in range(layout.num_mid_blocks):
@@ -287,13 +313,25 @@ class MLP(nn.Module):
 
     features: tuple[int, ...]
     zero_init: bool = False  # start the last layer's kernel at zero
+    layer_norm: bool = False  # normalise every hidden layer before its Mish
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i, size in enumerate(self.features[:-1]):
-            x = mish(nn.Dense(size, name=f"fc{i}")(x))
+            x = nn.Dense(size, name=f"fc{i}")(x)
+            x = mish(nn.LayerNorm(name=f"norm{i}")(x) if self.layer_norm else x)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         return nn.Dense(self.features[-1], kernel_init=init, name=f"fc{len(self.features) - 1}")(x)
+
+
+def init_twins(net: nn.Module, key: jax.Array, example: jax.Array) -> dict:
+    """Parameters of two independent copies of a net, stacked along a first axis."""
+    return jax.vmap(lambda key: net.init(key, example)["params"])(jax.random.split(key, 2))
+
+
+def apply_twins(net: nn.Module, params: dict, x: jax.Array) -> jax.Array:
+    """Outputs [2, ...] of both copies at the same input."""
+    return jax.vmap(lambda params: net.apply({"params": params}, x))(params)
 
 
 class ScenarioEncoder(nn.Module):
@@ -345,6 +383,76 @@ class InverseDynamics(nn.Module):
         bias = self.param("logits_bias", self.bias_init, (self.action_dim, self.num_bins))
         logits = (x @ kernel).reshape(*x.shape[:-1], self.action_dim, self.num_bins)
         return logits + jnp.expand_dims(bias, range(x.ndim - 1))
+
+
+class ActionDenoiser(nn.Module):
+    """Noised action x [..., A], diffusion step k [...], features [..., F] -> clean action [..., A]."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    embedding_dim: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array, k: jax.Array, features: jax.Array) -> jax.Array:
+        embedding = TimeMLP(self.embedding_dim, name="time_mlp")(k)
+        inputs = jnp.concatenate([x, embedding, features], axis=-1)
+        return MLP((*self.hidden, x.shape[-1]), zero_init=True, name="mlp")(inputs)
+
+
+class CausalBlock(nn.Module):
+    """GPT-2 block: x + attention(norm x), then x + MLP(norm x); x [B, T, W], mask [B, T, T] (1 = may look)."""
+
+    num_heads: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
+        width = x.shape[-1]
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)  # noqa: E731
+        query, key, value = map(heads, jnp.split(nn.Dense(3 * width, name="qkv")(nn.LayerNorm(name="norm0")(x)), 3, -1))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(jnp.float32(width // self.num_heads))
+        attention = drop(jax.nn.softmax(jnp.where(mask[:, None] > 0, scores, -1e9), axis=-1))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", attention, value).reshape(x.shape)
+        x = x + drop(nn.Dense(width, name="out")(mixed))
+        hidden = jax.nn.relu(nn.Dense(4 * width, name="fc0")(nn.LayerNorm(name="norm1")(x)))
+        return x + drop(nn.Dense(width, name="fc1")(hidden))
+
+
+class DecisionTransformer(nn.Module):
+    """Tokens (return-to-go, features, action) of T steps -> logits [B, T, A, M] read from the features' tokens
+    (Chen et al. 2021). Step t's logits depend on the tokens up to features_t, not on action_t."""
+
+    action_dim: int  # A
+    num_bins: int  # M
+    max_steps: int  # rows of the time embedding
+    width: int = 128
+    num_layers: int = 3
+    num_heads: int = 1
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(
+        self,
+        return_to_go: jax.Array,
+        features: jax.Array,
+        action: jax.Array,
+        time: jax.Array,
+        valid: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Args: return_to_go [B, T], features [B, T, F], action [B, T, A] scaled, time [B, T] int32 within the episode,
+        valid [B, T] (0 = padding: nobody looks at it)."""
+        batch, steps = time.shape
+        position = nn.Embed(self.max_steps, self.width, name="time")(time)
+        embed = lambda x, name: nn.Dense(self.width, name=name)(x) + position  # noqa: E731
+        tokens = [embed(return_to_go[..., None], "return"), embed(features, "features"), embed(action, "action")]
+        x = nn.LayerNorm(name="norm_in")(jnp.stack(tokens, axis=2).reshape(batch, 3 * steps, self.width))
+        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+        mask = jnp.tril(jnp.ones((3 * steps, 3 * steps)))[None] * jnp.repeat(valid, 3, axis=1)[:, None, :]
+        for i in range(self.num_layers):
+            x = CausalBlock(self.num_heads, self.dropout, name=f"block{i}")(x, mask, deterministic)
+        x = nn.LayerNorm(name="norm_out")(x).reshape(batch, steps, 3, self.width)[:, :, 1]
+        return InverseDynamics(self.action_dim, self.num_bins, hidden=(), name="logits")(x)
 
 
 def _flatten(x: jax.Array) -> jax.Array:

@@ -86,6 +86,19 @@ def ema_update(ema: Params, params: Params, step: jax.Array, decay: float) -> Pa
     return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p - e), ema, params)  # keeps every bit where e = p
 
 
+def descend(
+    loss_fn: Callable[[Params], tuple[jax.Array, dict[str, jax.Array]]],
+    params: Params,
+    optimiser: optax.GradientTransformation,
+    opt_state: Any,
+) -> tuple[Params, Any, dict[str, jax.Array]]:
+    """(params, opt_state, metrics) after one step down loss_fn(params) -> (loss, metrics), for methods whose nets have
+    losses of their own."""
+    gradients, metrics = jax.grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimiser.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+
 def make_update(
     loss_fn: Callable[[Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
     optimiser: optax.GradientTransformation,

@@ -58,6 +58,7 @@ class Transitions:
     action: jax.Array  # [B, A]
     reward: jax.Array  # [B]
     terminated: jax.Array  # [B] bool
+    agent_mask: jax.Array  # [B] 0 for absent agents
     weight: jax.Array  # [B] 0 for absent agents and for actions that are no demonstration
 
 
@@ -75,6 +76,7 @@ class TaskStats:
     reward_std: jax.Array  # []
     action_bins: jax.Array  # [A, M] ascending bin centres per action component
     action_log_histogram: jax.Array  # [A, M] log of the (smoothed) two-hot histogram of the data
+    extra: dict[str, jax.Array] = struct.field(default_factory=dict)  # what one method alone needs, by name
 
 
 @struct.dataclass

@@ -4,84 +4,76 @@
 
 o is the agent's standardised symlog observation; with `use_mean_field` the mean of the neighbours' observations m (as
 delayed as the task's messages are) is a second input.
+
+`bc_shift` and `bc_quantile` are the same clone, decoded otherwise: the mean shifted by a constant, or a quantile of the
+predicted distribution. Where asking too little costs more than asking too much, the quantile c_under / (c_under +
+c_over) is the Bayes decision; a planner that beats the clone only by asking for a little more shows here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
-from networld_envs.types import Policy, TaskSpec
-from networld_jax import networks, training
-from networld_jax.baselines.types import Baseline
-from networld_jax.datasets import normalise_obs
-from networld_jax.mean_field import mean_field
-from networld_jax.planning import PolicyParams, exchange, init_messages
-from networld_jax.transforms import from_two_hot, two_hot_cross_entropy
-from networld_jax.types import TaskStats, Transitions
+from networld_envs.types import TaskSpec
+from networld_jax import training
+from networld_jax.baselines import actions, inputs, returns
+from networld_jax.baselines.types import Baseline, BaselineConfig, require
+from networld_jax.losses import masked_mean
+from networld_jax.planning import PolicyParams
+from networld_jax.types import Transitions
 
 
 @dataclasses.dataclass(frozen=True)
-class BCConfig:
-    """Sizes of the clone."""
+class BCConfig(BaselineConfig):
+    """The clone, and how its distribution becomes an action."""
 
-    hidden: tuple[int, ...] = (256, 256)
-    use_mean_field: bool = False
-    learning_rate: float = 1e-3
-    num_updates: int = 2000  # length of the cosine schedule
-    ema_decay: float = 0.995
+    shift_std: float = 0.0  # added to every component of the mean, in standard deviations of the data's actions
+    quantile: float = 0.0  # of the predicted distribution, in (0, 1); 0 = the mean
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, 0.0, 1.0, "quantile")
+        if self.quantile and self.shift_std:
+            raise ValueError("give shift_std or quantile, not both")
 
 
 def make_bc(spec: TaskSpec, config: BCConfig) -> Baseline:
     """The clone as a Baseline."""
     optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
 
-    def network(stats: TaskStats) -> networks.InverseDynamics:
-        return networks.InverseDynamics(
-            action_dim=spec.action_dim, num_bins=stats.action_bins.shape[-1], hidden=config.hidden
-        )
-
-    def inputs(obs, neighbour_mean):
-        return jnp.concatenate([obs, neighbour_mean], -1) if config.use_mean_field else obs
-
     def logits(params, stats, features):
-        prior = stats.action_log_histogram
-        out = network(stats).apply({"params": params}, features)
-        return out + prior.reshape((1,) * (out.ndim - 2) + prior.shape)
+        network = actions.clone_network(spec, stats, config.hidden)
+        return actions.add_prior(network.apply({"params": params}, features), stats)
 
     def init(key, stats):
-        width = spec.obs_dim * (2 if config.use_mean_field else 1)
-        return training.init_train_state(network(stats).init(key, jnp.zeros((1, width)))["params"], optimiser)
+        example = jnp.zeros((1, inputs.input_dim(spec, config)))
+        params = actions.clone_network(spec, stats, config.hidden).init(key, example)["params"]
+        return training.init_train_state(params, optimiser)
 
-    def update(key, state, batch: Transitions, stats: TaskStats):
-        def loss_fn(params, batch, key):
+    def update(key, state, rows: Transitions, stats):
+        def loss_fn(params, rows, key):
             del key
-            out = logits(params, stats, inputs(batch.obs, batch.neighbour_mean))
-            per_component = jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)
-            losses = per_component(out, batch.action, stats.action_bins).mean(-1)
-            loss = jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1.0)
+            features, _ = inputs.row_features(config, rows)
+            losses = actions.clone_losses(logits(params, stats, features), rows.action, stats)
+            loss = masked_mean(losses, rows.weight)
             return loss, {"loss": loss}
 
-        return training.make_update(loss_fn, optimiser, config.ema_decay)(state, batch, key)
+        return training.make_update(loss_fn, optimiser, config.ema_decay)(state, rows, key)
 
-    def policy() -> Policy:
-        def act(key, policy_params: PolicyParams, carry, obs, adjacency, env_state):
-            del key, env_state
-            normal = normalise_obs(obs, policy_params.stats)
-            heard, carry = exchange(carry, normal)
-            out = logits(policy_params.params, policy_params.stats, inputs(normal, mean_field(heard, adjacency)))
-            action = jax.vmap(from_two_hot, in_axes=(-2, 0), out_axes=-1)(out, policy_params.stats.action_bins)
-            return action, carry
+    def decide(key, policy_params: PolicyParams, features):
+        del key
+        stats = policy_params.stats
+        out = logits(policy_params.params, stats, features)
+        if config.quantile:
+            return actions.decode_quantile(out, stats, config.quantile)
+        return actions.decode_mean(out, stats) + config.shift_std * actions.action_std(stats)[None, :]
 
-        delay = spec.message_delay_steps
-        return Policy(
-            init=lambda key, num_agents: init_messages(num_agents, spec.obs_dim, delay),
-            act=act,
-            reads_state=False,
-            information="one_hop" if config.use_mean_field else "own",
-            message_bytes=spec.obs_dim if config.use_mean_field else 0,
-        )
-
-    return Baseline(init, update, policy())
+    return Baseline(
+        prepare=lambda trajectories, stats: (trajectories, stats),
+        init=init,
+        sample=returns.transition_sampler(spec, config),
+        update=update,
+        policy=inputs.memoryless_policy(spec, config, decide),
+    )
