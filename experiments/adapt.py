@@ -9,6 +9,8 @@ fine-tuned. Reads <workdir>/pretrain_without_<held_out>/model and the few-shot d
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,12 +18,14 @@ import jax.numpy as jnp
 import ml_collections
 
 from experiments import runtime, settings, train_loop
-from experiments.collect import dataset_dir
-from experiments.pretrain import SECTIONS, pretrain_dir, segments_per_update
-from networld_jax import checkpoints, datasets, training
+from experiments.memo import Memo
+from experiments.pretrain import SECTIONS, few_shot_data, pretrain_dir, segments_per_update
+from networld_jax import checkpoints, training
 from networld_jax.schedules import cosine_schedule
-from networld_jax.types import Params, Trajectories
+from networld_jax.types import Params
 from networld_jax.world_model import WorldModel
+
+__all__ = ["adapt_dir", "few_shot_data", "initial_params", "run", "train_model"]
 
 
 def adapt_dir(workdir: Path, held_out: str, from_scratch: bool) -> Path:
@@ -29,28 +33,25 @@ def adapt_dir(workdir: Path, held_out: str, from_scratch: bool) -> Path:
     return Path(workdir) / f"{'scratch' if from_scratch else 'adapt'}_{held_out}"
 
 
-def few_shot_data(config: ml_collections.ConfigDict, workdir: Path) -> Trajectories:
-    """The few trajectories (or steps) of the held-out task that adaptation may see."""
-    directory = dataset_dir(workdir, config.held_out, config.collect.tier)
-    data, _ = datasets.load(directory, config.adapt.num_trajectories)
-    return datasets.take_steps(data, config.adapt.num_steps) if config.adapt.num_steps else data
-
-
-def initial_params(config: ml_collections.ConfigDict, workdir: Path, world_model: WorldModel) -> Params:
-    """Pre-trained weights with a fresh set for the new task, or fresh weights throughout.
+def initial_params(
+    config: ml_collections.ConfigDict, world_model: WorldModel, init: Callable[[jax.Array], Params], pretrained: Path
+) -> Params:
+    """Pre-trained weights with a fresh set for the new task, or fresh weights throughout. Weights that pre-training had
+    for the task itself are kept.
 
     Raises ValueError when the pre-trained model has another configuration.
     """
-    fresh = train_loop.initial_params(world_model, jax.random.fold_in(jax.random.key(config.seed), 1))
+    fresh = init(jax.random.fold_in(jax.random.key(config.seed), 1))
     if config.adapt.from_scratch:
         return fresh
-    directory = pretrain_dir(workdir, config.held_out) / "model"
-    trained_model, params, _, facts = checkpoints.load_model(directory)
+    trained_model, params, _, facts = checkpoints.load_model(pretrained)
     if trained_model.config != world_model.config:
         raise ValueError(
-            f"{directory} was trained with {trained_model.config}, got {world_model.config}; pre-train again"
+            f"{pretrained} was trained with {trained_model.config}, got {world_model.config}; pre-train again"
         )
     task = config.held_out
+    if task in facts["sources"]:
+        return params
     new = {group: params[group] | {task: fresh[group][task]} for group in training.PER_TASK}
     sources = [world_model.task_index(name) for name in facts["sources"]]
     shared = {net: start_embedding(params[net], world_model.task_index(task), sources) for net in training.SHARED}
@@ -66,41 +67,73 @@ def start_embedding(net: Params, index: int, sources: list[int]) -> Params:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     """Adapts and returns the folder of the finished model."""
-    c, task = config.adapt, config.held_out
+    c = config.adapt
     train_loop.check_updates(c, "adapt")
     envs = settings.environments(config)
-    world_model, loss = settings.world_model(config, envs), settings.loss_config(config)
-    directory = adapt_dir(workdir, task, c.from_scratch)
+    settings.world_model(config, envs)  # a bad size shows before any work
+    directory = adapt_dir(workdir, config.held_out, c.from_scratch)
     runtime.save_config(config, directory, "adapt", (*SECTIONS, "pretrain", "adapt"))
+    return train_model(config, workdir, directory, pretrain_dir(workdir, config.held_out) / "model", Memo())
 
-    data = few_shot_data(config, workdir)
+
+def train_model(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    directory: Path,
+    pretrained: Path,
+    memo: Memo,
+    num_updates: int | None = None,
+) -> Path:
+    """Adapts the model in `pretrained` (or none) with the data of `workdir` into `directory`; returns the folder of the
+    finished model. `num_updates` stops earlier on the same schedule: a point of the learning curve."""
+    c, task, started = config.adapt, config.held_out, time.monotonic()
+    world_model, init = settings.shared_world_model(config, memo)
     spec = world_model.specs[task]
-    stats = {task: datasets.task_stats(data, spec, world_model.config, loss.discount)}
-    params = initial_params(config, workdir, world_model)
-    schedule = cosine_schedule(world_model.config.diffusion_steps)
+    data = few_shot_data(config, workdir)
+    stats = {task: settings.task_stats(config, data, spec)}
+    params = initial_params(config, world_model, init, pretrained)
     rate = training.learning_rate_schedule(c.learning_rate, c.num_updates, c.warmup_updates)
-    optimiser = training.make_adaptation_optimiser(params, task, rate, 1.0 if c.from_scratch else c.finetune_scale)
-    update = training.make_update(training.world_model_loss(world_model, schedule, loss), optimiser, c.ema_decay)
-    counts = segments_per_update({task: spec}, c.sequences)
-    sample = training.multi_task_sampler(counts, world_model.config.horizon, {task: spec.message_delay_steps})
-    epoch = jax.jit(training.make_epoch(update, sample, c.updates_per_dispatch), donate_argnums=0)
+    optimiser = training.make_adaptation_optimiser(
+        params,
+        task,
+        rate,
+        1.0 if c.from_scratch and c.finetune_scale else c.finetune_scale,
+        readout_scale=None if c.readout_scale < 0 else c.readout_scale,
+    )
 
+    def make_epoch():
+        schedule = cosine_schedule(world_model.config.diffusion_steps)
+        loss_fn = training.world_model_loss(world_model, schedule, settings.loss_config(config))
+        update = training.make_update(loss_fn, optimiser, c.ema_decay)
+        counts = segments_per_update({task: spec}, c.sequences)
+        delay = settings.message_delay(config, spec)
+        sample = training.multi_task_sampler(counts, settings.window_steps(config), {task: delay})
+        return jax.jit(training.make_epoch(update, sample, c.updates_per_dispatch), donate_argnums=0)
+
+    parts = ("tasks", "held_out", "environment", "model", "loss", "adapt")
+    delay = config.planner.message_delay_steps
+    epoch = memo(("adapt", delay, settings.fingerprint(config, *parts)), make_epoch)
     state = training.init_train_state(params, optimiser)
     title = f"{'from scratch on' if c.from_scratch else 'adapt to'} {task}"
     shown = {"denoise": "denoise", "return": "return", "idm": f"{task}/inverse_dynamics"}
     data_and_stats = ({task: jax.tree.map(jnp.asarray, data)}, stats)
-    state = train_loop.train(title, directory, state, epoch, data_and_stats, c, config.seed, shown)
+    length = ml_collections.ConfigDict(c)
+    length.num_updates = num_updates or c.num_updates
+    state = train_loop.train(title, directory, state, epoch, data_and_stats, length, config.seed, shown)
+    model = directory / ("model" if num_updates in (None, c.num_updates) else f"model_{num_updates}")
     checkpoints.save_model(
-        directory / "model",
+        model,
         world_model,
         state.ema_params,
         stats,
         stage="scratch" if c.from_scratch else "adapt",
         task=task,
         few_shot_steps=int(data.reward.shape[0] * data.reward.shape[1]),
+        few_shot_topologies=int(data.reward.shape[0]),
         seed=config.seed,
+        seconds=round(time.monotonic() - started, 1),
     )
-    return directory / "model"
+    return model
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ model/).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import ml_collections
 
 from experiments import runtime, settings, train_loop
 from experiments.collect import dataset_dir
+from experiments.memo import Memo
 from networld_envs.types import TaskSpec
 from networld_jax import checkpoints, datasets, training
 from networld_jax.schedules import cosine_schedule
+from networld_jax.types import Trajectories
 
 SECTIONS = ("seed", "tasks", "held_out", "environment", "collect", "model", "loss")
 """What a trained model depends on beside its own stage's settings."""
@@ -35,39 +38,87 @@ def segments_per_update(specs: Mapping[str, TaskSpec], num_sequences: int) -> di
     return {task: max(1, round(num_sequences / spec.max_agents)) for task, spec in specs.items()}
 
 
+def source_tasks(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The tasks that pre-training sees, in the order of the task embedding. Raises ValueError for an unknown one."""
+    wanted = tuple(config.pretrain.sources) or tuple(task for task in config.tasks if task != config.held_out)
+    if unknown := sorted(set(wanted) - set(config.tasks)):
+        raise ValueError(f"pretrain.sources must be among tasks {tuple(config.tasks)}, got {unknown}")
+    return tuple(task for task in config.tasks if task in wanted)
+
+
+CORRUPTIONS = {
+    "real": lambda key, trajectories: trajectories,
+    "shuffled": datasets.shuffle_time,
+    "autoregressive": datasets.autoregressive,
+}
+"""What pre-training data may go through: controls that leave marginals, or smoothness, and nothing else."""
+
+
+def source_data(config: ml_collections.ConfigDict, workdir: Path, task: str) -> Trajectories:
+    """What pre-training sees of one task."""
+    c = config.pretrain
+    if c.data not in CORRUPTIONS:
+        raise ValueError(f"pretrain.data must be one of {sorted(CORRUPTIONS)}, got {c.data!r}")
+    if task == config.held_out and c.few_shot_target:
+        data = few_shot_data(config, workdir)
+    else:
+        wanted = c.num_trajectories.get(task, 0) or None
+        data, _ = datasets.load(dataset_dir(workdir, task, config.collect.tier), wanted)
+    key = jax.random.fold_in(jax.random.key(config.seed), list(config.tasks).index(task))
+    return CORRUPTIONS[c.data](key, data)
+
+
+def few_shot_data(config: ml_collections.ConfigDict, workdir: Path) -> Trajectories:
+    """The few trajectories (or steps) of the held-out task that adaptation may see."""
+    c, directory = config.adapt, dataset_dir(workdir, config.held_out, config.collect.tier)
+    data, _ = datasets.load(directory, c.num_trajectories or None)
+    if c.num_topologies:
+        return datasets.take_topologies(data, c.num_topologies, c.num_steps)
+    return datasets.take_steps(data, c.num_steps) if c.num_steps else data
+
+
 def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     """Trains and returns the folder of the finished model."""
-    c = config.pretrain
-    train_loop.check_updates(c, "pretrain")
+    train_loop.check_updates(config.pretrain, "pretrain")
     envs = settings.environments(config)
-    world_model, loss = settings.world_model(config, envs), settings.loss_config(config)
-    sources = [task for task in envs if task != config.held_out]
+    settings.world_model(config, envs)  # a bad size shows before any work
     directory = pretrain_dir(workdir, config.held_out)
     runtime.save_config(config, directory, "pretrain", (*SECTIONS, "pretrain"))
+    return train_model(config, workdir, directory, Memo())
 
-    data = {task: datasets.load(dataset_dir(workdir, task, config.collect.tier))[0] for task in sources}
-    stats = {
-        task: datasets.task_stats(data[task], world_model.specs[task], world_model.config, loss.discount)
-        for task in sources
-    }
-    schedule = cosine_schedule(world_model.config.diffusion_steps)
+
+def train_model(config: ml_collections.ConfigDict, workdir: Path, directory: Path, memo: Memo) -> Path:
+    """Pre-trains with the data of `workdir` into `directory`; returns the folder of the finished model."""
+    c, started = config.pretrain, time.monotonic()
+    sources = source_tasks(config)
+    world_model, init = settings.shared_world_model(config, memo)
+    data = {task: source_data(config, workdir, task) for task in sources}
+    stats = {task: settings.task_stats(config, data[task], world_model.specs[task]) for task in sources}
     optimiser = training.make_optimiser(
         training.learning_rate_schedule(c.learning_rate, c.num_updates, c.warmup_updates)
     )
-    update = training.make_update(training.world_model_loss(world_model, schedule, loss), optimiser, c.ema_decay)
-    counts = segments_per_update({task: world_model.specs[task] for task in sources}, c.sequences_per_task)
-    delays = {task: world_model.specs[task].message_delay_steps for task in sources}
-    sample = training.multi_task_sampler(counts, world_model.config.horizon, delays)
-    epoch = jax.jit(training.make_epoch(update, sample, c.updates_per_dispatch), donate_argnums=0)
 
-    state = training.init_train_state(train_loop.initial_params(world_model, jax.random.key(config.seed)), optimiser)
+    def make_epoch():
+        schedule = cosine_schedule(world_model.config.diffusion_steps)
+        loss_fn = training.world_model_loss(world_model, schedule, settings.loss_config(config))
+        update = training.make_update(loss_fn, optimiser, c.ema_decay)
+        counts = segments_per_update({task: world_model.specs[task] for task in sources}, c.sequences_per_task)
+        delays = {task: settings.message_delay(config, world_model.specs[task]) for task in sources}
+        sample = training.multi_task_sampler(counts, settings.window_steps(config), delays)
+        return jax.jit(training.make_epoch(update, sample, c.updates_per_dispatch), donate_argnums=0)
+
+    parts = ("tasks", "environment", "model", "loss", "pretrain")
+    delay = config.planner.message_delay_steps
+    epoch = memo(("pretrain", sources, delay, settings.fingerprint(config, *parts)), make_epoch)
+    state = training.init_train_state(init(jax.random.key(config.seed)), optimiser)
     on_device = jax.tree.map(jnp.asarray, data)
     shown = {"denoise": "denoise", "return": "return"} | {f"idm {t}": f"{t}/inverse_dynamics" for t in sources}
     title = f"pre-train on {' + '.join(sources)}"
     state = train_loop.train(title, directory, state, epoch, (on_device, stats), c, config.seed, shown)
     checkpoints.save_model(
-        directory / "model", world_model, state.ema_params, stats, stage="pretrain", sources=sources, seed=config.seed
-    )
+        directory / "model", world_model, state.ema_params, stats, stage="pretrain", sources=sources, seed=config.seed,
+        seconds=round(time.monotonic() - started, 1),
+    )  # fmt: skip
     return directory / "model"
 
 

@@ -219,7 +219,7 @@ def save_config(config: ml_collections.ConfigDict, workdir: Path, stage: str, se
     document = json.loads(config.to_json_best_effort())
     prefixes = tuple(f"{section}." for section in sections)
     if path.exists():
-        old, new = _flat(_read_config(path)), _flat(document)
+        old, new = flat(_read_config(path)), flat(document)
         for field in sorted(old.keys() | new.keys()):
             if f"{field}.".startswith(prefixes) and old.get(field) != new.get(field):
                 raise UserError(
@@ -236,11 +236,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{error}; delete it if you are sure that the configuration has not changed") from error
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    found = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 class MetricsLog:

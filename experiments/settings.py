@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,14 +11,22 @@ import jax
 import ml_collections
 
 import networld_envs
+from experiments import train_loop
+from experiments.memo import Memo
 from networld_envs import experts
-from networld_envs.types import Environment, Policy
-from networld_jax import planning
+from networld_envs.types import Environment, Policy, TaskSpec
+from networld_jax import datasets, planning
 from networld_jax.evaluation import Protocol
 from networld_jax.presets import SAMPLERS
 from networld_jax.schedules import cosine_schedule
-from networld_jax.types import LossConfig, PlannerConfig, WorldModelConfig
+from networld_jax.types import LossConfig, Params, PlannerConfig, TaskStats, Trajectories, WorldModelConfig
 from networld_jax.world_model import WorldModel, make_world_model
+
+
+def fingerprint(config: ml_collections.ConfigDict, *sections: str) -> str:
+    """The values of some sections as one string: the key of what depends on them alone."""
+    values = json.loads(config.to_json_best_effort())
+    return json.dumps({name: values[name] for name in sections}, sort_keys=True)
 
 
 def from_config(cls: type, config: ml_collections.ConfigDict, **changes: Any) -> Any:
@@ -63,6 +72,16 @@ def world_model(config: ml_collections.ConfigDict, envs: dict[str, Environment])
     return make_world_model(from_config(WorldModelConfig, config.model), [env.spec for env in envs.values()])
 
 
+def shared_world_model(config: ml_collections.ConfigDict, memo: Memo) -> tuple[WorldModel, Callable[..., Params]]:
+    """(world model, its compiled init), the same objects for every run with these tasks and sizes."""
+
+    def make():
+        model = world_model(config, environments(config))
+        return model, train_loop.make_init(model)
+
+    return memo(("world model", fingerprint(config, "tasks", "environment", "model")), make)
+
+
 def loss_config(config: ml_collections.ConfigDict) -> LossConfig:
     """The joint loss."""
     return from_config(LossConfig, config.loss)
@@ -84,8 +103,48 @@ def make_planner(config: ml_collections.ConfigDict, model: WorldModel, task: str
     ranks = {"return": planning.rank_by_return, "action_value": planning.rank_by_action_value}
     rank_fn = _choose(ranks, config.planner.rank, "planner.rank")(model, task)
     schedule = cosine_schedule(model.config.diffusion_steps)
-    arguments = {"sampler": sampler(config), "rank_fn": rank_fn} | changes
-    return planning.make_planner(model, schedule, task, planner_config(config), **arguments)
+    arguments = {"sampler": sampler(config), "rank_fn": rank_fn, "imagine_fn": imagination(config, model, task)}
+    return planning.make_planner(model, schedule, task, planner_config(config), **(arguments | changes))
+
+
+def imagination(config: ml_collections.ConfigDict, model: WorldModel, task: str) -> planning.ImagineFn:
+    """What fills the plan: guided diffusion, or a control."""
+
+    def diffusion():
+        ascent = planning.return_gradient(model, task)
+        ascents = {
+            "return": lambda: ascent,
+            "flipped": lambda: planning.flipped(ascent),
+            "random": lambda: planning.random_direction(ascent, model.channel_mask(task)),
+            "value": lambda: planning.value_gradient(model, task, ascent),
+        }
+        guidance = _choose(ascents, config.planner.guidance, "planner.guidance")()
+        schedule = cosine_schedule(model.config.diffusion_steps)
+        return planning.diffusion_imagination(model, schedule, task, planner_config(config), sampler(config), guidance)
+
+    ways = {
+        "diffusion": diffusion,
+        "present": lambda: planning.repeat_present(model),
+        "noise": lambda: planning.random_imagination(model, task),
+    }
+    return _choose(ways, config.planner.imagine, "planner.imagine")()
+
+
+def message_delay(config: ml_collections.ConfigDict, spec: TaskSpec) -> int:
+    """Age of messages in steps, in training as in execution: what the planner is configured for, or the task's."""
+    return spec.message_delay_steps if config.planner.message_delay_steps < 0 else config.planner.message_delay_steps
+
+
+def window_steps(config: ml_collections.ConfigDict) -> int:
+    """Length of training windows: the plan's horizon, or the label's where that reaches further."""
+    return max(config.model.horizon, config.loss.label_horizon)
+
+
+def task_stats(config: ml_collections.ConfigDict, data: Trajectories, spec: TaskSpec) -> TaskStats:
+    """Normalisation constants, the return's over the steps that labels count."""
+    model = from_config(WorldModelConfig, config.model)
+    counted = config.loss.label_horizon or model.horizon
+    return datasets.task_stats(data, spec, dataclasses.replace(model, horizon=counted), config.loss.discount)
 
 
 def _choose(choices: Mapping[str, Any], name: str, field: str) -> Any:

@@ -23,10 +23,10 @@ class TrainingError(ValueError):
     """Training that cannot go on: a value that is not finite."""
 
 
-def initial_params(world_model: WorldModel, key: jax.Array) -> Params:
+def make_init(world_model: WorldModel) -> Callable[[jax.Array], Params]:
     """`world_model.init`, compiled without optimisation: it runs once, and optimising it takes 20 s instead of 3."""
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(world_model.init, compiler_options=options)(key)
+    return jax.jit(world_model.init, compiler_options=options)
 
 
 def check_updates(config: ml_collections.ConfigDict, name: str) -> None:

@@ -29,6 +29,8 @@ def use_preset(c: ConfigDict, name: str) -> ConfigDict:
     c.planner = ConfigDict(planner)
     c.planner.sampler = next(key for key, fn in SAMPLERS.items() if fn is preset.sampler)
     c.planner.rank = "return"  # how candidates compare: "return" (classifier) or "action_value" (Q)
+    c.planner.imagine = "diffusion"  # controls without a world model: "present" (z_1 = z_0), "noise" (z_1 = noise)
+    c.planner.guidance = "return"  # sham controls of the same norm: "random", "value" (gradient of V), "flipped"
     return c
 
 
@@ -70,6 +72,10 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     use_preset(c, "small")  # c.model, c.loss, c.planner: networld_jax.types documents every field
 
     c.pretrain = ConfigDict()
+    c.pretrain.sources = ()  # source tasks; empty = all but the held-out one
+    c.pretrain.num_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # of each source; 0 = all that were collected
+    c.pretrain.data = "real"  # controls: "shuffled" (steps in random order), "autoregressive" (smooth noise observed)
+    c.pretrain.few_shot_target = False  # a held-out task among the sources shows its few-shot data only
     c.pretrain.num_updates = 2000
     c.pretrain.sequences_per_task = 128  # agent windows per task and update (rounded to whole networks)
     c.pretrain.learning_rate = 1e-3  # cosine to zero
@@ -80,12 +86,14 @@ def get_config(held_out: str = "rb") -> ConfigDict:
 
     c.adapt = ConfigDict()
     c.adapt.num_trajectories = 10  # few-shot data of the held-out task: trajectories ...
-    c.adapt.num_steps = 0  # ... or total environment steps (0 = whole trajectories)
+    c.adapt.num_steps = 0  # ... or total environment steps (0 = whole trajectories) ...
+    c.adapt.num_topologies = 0  # ... spread evenly over so many trajectories (0 = over as few as hold them)
     c.adapt.from_scratch = False  # ignore the pre-trained weights: the honest control
     c.adapt.num_updates = 1000
     c.adapt.sequences = 128
     c.adapt.learning_rate = 1e-3
     c.adapt.finetune_scale = 0.3  # learning rate of the shared nets relative to the new task's
+    c.adapt.readout_scale = -1.0  # ... of their last layers; -1 = like the rest of them
     c.adapt.warmup_updates = 50
     c.adapt.ema_decay = 0.995
     c.adapt.updates_per_dispatch = 100

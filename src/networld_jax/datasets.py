@@ -21,7 +21,7 @@ from networld_envs.types import Information, TaskSpec
 from networld_jax.files import DamagedFileError, read_signed, sha256, write_atomically, write_signed
 from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field
-from networld_jax.transforms import data_bins, symlog, two_hot
+from networld_jax.transforms import data_bins, symexp, symlog, two_hot
 from networld_jax.types import Segments, TaskStats, Trajectories, Transitions, WorldModelConfig
 
 SCHEMA_VERSION = 2
@@ -121,7 +121,11 @@ def take_steps(trajectories: Trajectories, num_steps: int) -> Trajectories:
     if not 1 <= num_steps <= runs * length:
         raise ValueError(f"num_steps must lie in 1..{runs * length} (what the data holds), got {num_steps}")
     whole = min(runs, -(-num_steps // length))
-    keep = min(length, -(-num_steps // whole))
+    return _cut(trajectories, whole, min(length, -(-num_steps // whole)))
+
+
+def _cut(trajectories: Trajectories, runs: int, keep: int) -> Trajectories:
+    """The first `keep` steps of the first `runs` trajectories."""
     cut = {
         "obs": keep + 1,
         "action": keep,
@@ -130,8 +134,68 @@ def take_steps(trajectories: Trajectories, num_steps: int) -> Trajectories:
         "truncated": keep,
         "is_demonstration": keep,
     }
-    fields = {f: getattr(trajectories, f)[:whole] for f in FIELDS}
+    fields = {f: getattr(trajectories, f)[:runs] for f in FIELDS}
     return Trajectories(**{f: v[:, : cut[f]] if f in cut else v for f, v in fields.items()})
+
+
+def take_topologies(trajectories: Trajectories, num_topologies: int, num_steps: int) -> Trajectories:
+    """The first num_steps / num_topologies steps of the first `num_topologies` trajectories: the same amount of data
+    from more or fewer networks.
+
+    Raises ValueError when the data holds too few or too short trajectories, or the division leaves a rest.
+    """
+    runs, length = trajectories.reward.shape[:2]
+    each, rest = divmod(num_steps, max(num_topologies, 1))
+    if not 1 <= num_topologies <= runs or rest or not 1 <= each <= length:
+        raise ValueError(
+            f"num_topologies must lie in 1..{runs} and divide num_steps into at most {length} steps each, "
+            f"got {num_topologies} and {num_steps}"
+        )
+    return _cut(trajectories, num_topologies, each)
+
+
+# ---------------------------------------------------------------------------------------------------- broken on purpose
+
+
+def shuffle_time(key: jax.Array, trajectories: Trajectories) -> Trajectories:
+    """Control: every trajectory's steps in random order, all agents alike. Observation, action and reward of a step
+    stay together, so every marginal survives; what follows what does not."""
+    runs, length = trajectories.reward.shape[:2]
+    order = np.asarray(jax.vmap(lambda k: jax.random.permutation(k, length))(jax.random.split(key, runs)))
+    fields = {}
+    for name in FIELDS:
+        values = np.array(getattr(trajectories, name))
+        if name not in ("adjacency", "agent_mask"):
+            values[:, :length] = np.stack([values[r, order[r]] for r in range(runs)])
+        fields[name] = values
+    return Trajectories(**fields)
+
+
+def autoregressive(key: jax.Array, trajectories: Trajectories) -> Trajectories:
+    """Control: observations replaced by noise that is merely smooth. In symlog units every entry follows
+
+        x' = mu + rho (x - mu) + sqrt(1 - rho^2) sigma noise
+
+    with its mean mu, std sigma and lag-1 correlation rho from the data, independent between agents and entries. Actions
+    and rewards stay and have nothing to do with it.
+    """
+    present = np.asarray(trajectories.agent_mask)[:, None, :, None] > 0
+    obs = np.asarray(symlog(jnp.asarray(trajectories.obs)), np.float64)
+    count = np.broadcast_to(present, obs.shape).sum((0, 1, 2))
+    mean = np.where(present, obs, 0.0).sum((0, 1, 2)) / count
+    centred = np.where(present, obs - mean, 0.0)
+    variance = (centred**2).sum((0, 1, 2)) / count
+    num_pairs = np.broadcast_to(present, obs[:, 1:].shape).sum((0, 1, 2))
+    lagged = (centred[:, 1:] * centred[:, :-1]).sum((0, 1, 2)) / num_pairs
+    rho = np.clip(np.where(variance > 0, lagged / np.where(variance > 0, variance, 1.0), 0.0), 0.0, 1.0)
+    noise = np.asarray(jax.random.normal(key, obs.shape), np.float64)
+    x = np.empty_like(noise)
+    x[:, 0] = noise[:, 0]
+    for t in range(1, x.shape[1]):
+        x[:, t] = rho * x[:, t - 1] + np.sqrt(1 - rho**2) * noise[:, t]
+    squashed = jnp.asarray(mean + np.sqrt(variance) * x, jnp.float32)
+    synthetic = np.where(present, np.asarray(symexp(squashed), np.float32), 0.0)
+    return trajectories.replace(obs=synthetic.astype(np.float32))
 
 
 # ---------------------------------------------------------------------------------------------------- on disk

@@ -20,6 +20,8 @@ Stats = Mapping[str, TaskStats]
 
 def standardised_label(segments: Segments, stats: TaskStats, config: LossConfig) -> jax.Array:
     """The configured label with the task's data mean 0 and std 1, [B, N]."""
+    if config.label_horizon:
+        segments = segments.replace(reward=segments.reward[..., : config.label_horizon])
     label = LABELS[config.label](segments, config.discount)
     return (label - stats.return_mean[config.label]) / stats.return_std[config.label]
 

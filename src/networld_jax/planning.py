@@ -31,9 +31,78 @@ class PolicyParams:
 ImagineFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], jax.Array]
 """(policy_params, keys [S], z [S, D], m [S, D]) -> x [S, H, 2D]: the present in row 0, the imagined future below."""
 
+GuidanceFn = Callable[[PolicyParams, jax.Array], sampling.PredictFn]
+"""(policy_params, keys [S]) -> gradient function (x [S, H, 2D], k [S]) -> [S, H, 2D] that plans ascend."""
+
 RankFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """(policy_params, z [S, D], m [S, D], action [S, A], x [S, H, 2D]) -> [S]; the candidate with the largest value is
 executed."""
+
+
+def return_gradient(world_model: WorldModel, task: str) -> GuidanceFn:
+    """grad_x J(x_k, k) of the classifier's return: what plans ascend by default."""
+    index = world_model.task_index(task)
+
+    def guidance(policy_params, keys):
+        del keys
+
+        def total_return(x, k):
+            task_index = jnp.full(x.shape[0], index, jnp.int32)
+            return world_model.predict_return(policy_params.params, task_index, x, k).sum()
+
+        return jax.grad(total_return)
+
+    return guidance
+
+
+def flipped(guidance: GuidanceFn) -> GuidanceFn:
+    """Sham control: down the gradient."""
+
+    def down(policy_params, keys):
+        gradient = guidance(policy_params, keys)
+        return lambda x, k: -gradient(x, k)
+
+    return down
+
+
+def random_direction(guidance: GuidanceFn, channel_mask: jax.Array) -> GuidanceFn:
+    """Sham control: a random direction, new at every noise level, with the norm that the gradient has per plan."""
+    tag = 2**31 - 1  # samplers fold small numbers into the same keys
+
+    def sham(policy_params, keys):
+        gradient = guidance(policy_params, keys)
+
+        def direction(x, k):
+            draw = lambda key, k: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, tag), k), x.shape[1:])  # noqa: E731
+            noise = jax.vmap(draw)(keys, k) * channel_mask[None, None, :]
+            return _with_norm_of(noise, gradient(x, k))
+
+        return direction
+
+    return sham
+
+
+def value_gradient(world_model: WorldModel, task: str, guidance: GuidanceFn) -> GuidanceFn:
+    """Sham control: up the gradient of the mean state value V(z_h, m_h) over the future rows, which knows nothing of
+    plans, with the norm that `guidance` has per plan."""
+    dim = world_model.config.latent_dim
+
+    def sham(policy_params, keys):
+        gradient = guidance(policy_params, keys)
+
+        def total_value(x):
+            return world_model.value(policy_params.params, task, x[:, 1:, :dim], x[:, 1:, dim:]).mean(-1).sum()
+
+        return lambda x, k: _with_norm_of(jax.grad(total_value)(x), gradient(x, k))
+
+    return sham
+
+
+def _with_norm_of(direction: jax.Array, other: jax.Array) -> jax.Array:
+    """`direction` [S, H, C] with the norm of `other`, plan by plan; 0 where it has no direction."""
+    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), (1, 2), keepdims=True))  # noqa: E731
+    own = norm(direction)
+    return direction * jnp.where(own > 0, norm(other) / jnp.where(own > 0, own, 1.0), 0.0)
 
 
 def diffusion_imagination(
@@ -42,8 +111,13 @@ def diffusion_imagination(
     task: str,
     config: PlannerConfig,
     sampler: Callable[..., jax.Array] = sampling.sample_ddim,
+    guidance: GuidanceFn | None = None,
 ) -> ImagineFn:
-    """Guided sampling: x0 <- x0 + w sigma_k^2 grad_x J(x_k, k), first row clamped to the present after every step."""
+    """Guided sampling: x0 <- x0 + w sigma_k^2 grad_x J(x_k, k), first row clamped to the present after every step.
+
+    `guidance` replaces the gradient (None: `return_gradient`).
+    """
+    guidance = guidance or return_gradient(world_model, task)
     index = world_model.task_index(task)
     mask = world_model.channel_mask(task)
 
@@ -54,14 +128,11 @@ def diffusion_imagination(
         def predict(x, k):
             return world_model.predict(params, task_index, x, k) * mask[None, None, :]
 
-        def total_return(x, k):
-            return world_model.predict_return(params, task_index, x, k).sum()
-
         if world_model.config.prediction == "noise":
             predict = sampling.from_noise_prediction(predict, schedule)
         if config.guide_scale:
             factor_fn = sampling.sigma_squared(schedule, config.guide_scale)
-            predict = sampling.guided(predict, jax.grad(total_return), factor_fn)
+            predict = sampling.guided(predict, guidance(policy_params, keys), factor_fn)
         return sampler(
             keys,
             predict,

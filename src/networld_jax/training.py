@@ -16,6 +16,8 @@ from networld_jax.types import LossConfig, Params, TrainState, Trajectories
 
 PER_TASK = ("encoder", "decoder", "inverse_dynamics", "value", "action_value")
 SHARED = ("denoiser", "classifier")
+READOUTS = ("final_conv", "head", "fc1")
+"""Last layers of the shared nets. They start at zero, so a frozen random net needs them trained to say anything."""
 
 
 def learning_rate_schedule(peak: float, num_updates: int, warmup_updates: int = 0) -> optax.Schedule:
@@ -37,15 +39,16 @@ def make_optimiser(
 
 def adaptation_labels(params: Params, task: str) -> Params:
     """One label per leaf for few-shot adaptation to `task`: "train" (its encoder, decoder, inverse dynamics, value
-    heads),
-    "finetune" (shared denoiser and classifier; lightly), "finetune_fast" (their task embedding), "freeze" (other
-    tasks)."""
+    heads), "finetune" (shared denoiser and classifier; lightly), "readout" (their last layers), "finetune_fast" (their
+    task embedding), "freeze" (other tasks)."""
 
     def label(path, _):
         names = [entry.key for entry in path]
         if names[0] in PER_TASK:
             return "train" if names[1] == task else "freeze"
-        return "finetune_fast" if any("task" in name for name in names[1:]) else "finetune"
+        if any("task" in name for name in names[1:]):
+            return "finetune_fast"
+        return "readout" if names[1] in READOUTS else "finetune"
 
     return jax.tree_util.tree_map_with_path(label, params)
 
@@ -56,8 +59,10 @@ def make_adaptation_optimiser(
     learning_rate: optax.Schedule,
     finetune_scale: float,
     clip_norm: float = 1.0,
+    readout_scale: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adam with per-label rates: new task at full rate, shared nets at `finetune_scale` times it (0 = frozen)."""
+    """Adam with per-label rates: new task at full rate, shared nets at `finetune_scale` times it (0 = frozen), their
+    last layers at `readout_scale` times it (None = like the rest of the shared nets)."""
 
     def scaled(scale):
         return optax.adam(lambda count: scale * learning_rate(count)) if scale else optax.set_to_zero()
@@ -65,6 +70,7 @@ def make_adaptation_optimiser(
     transforms = {
         "train": scaled(1.0),
         "finetune": scaled(finetune_scale),
+        "readout": scaled(finetune_scale if readout_scale is None else readout_scale),
         "finetune_fast": scaled(1.0),
         "freeze": optax.set_to_zero(),
     }

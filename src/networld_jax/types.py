@@ -131,6 +131,7 @@ class LossConfig:
     """Weights of the joint loss. Hashable."""
 
     label: str = "neighbourhood"  # return label: "own" or "neighbourhood", see losses.LABELS
+    label_horizon: int = 0  # steps whose rewards the label counts; 0 = the whole window
     centred: bool = False  # subtract V(z_0, m_0) from the label the classifier learns
     discount: float = 0.95
     next_row_weight: float = 3.0  # weight of row 1, the one the inverse dynamics reads; row 0 (clamped) has weight 0

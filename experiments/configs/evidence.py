@@ -1,0 +1,124 @@
+"""Everything the results page claims: all methods, tasks, tiers and seeds, the controls, the ladder, the data axis.
+
+    python -m experiments.queue --config=experiments/configs/evidence.py --workdir=runs/evidence
+    python -m experiments.queue --config=experiments/configs/evidence.py:paper --workdir=runs/paper     (accelerator)
+
+`--config.queue.groups="('controls',)"` chooses groups, `--config.queue.tasks`, `tiers`, `methods`, `seeds`, `splits`,
+`sizes`, `cells` replace a group's own list. The preset `small` is made for 2 CPU cores: about a minute per run.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default, paper
+from experiments.methods import BASELINES
+
+HEADLINE = (*BASELINES, "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
+FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
+SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
+TOPOLOGIES = {  # (environment steps, over how many networks)
+    "rb": ((1000, 4), (1000, 10), (1000, 20), (1000, 40)),
+    "cbf": ((240, 4), (240, 8), (240, 24), (240, 60)),
+    "ns": ((240, 4), (240, 8), (240, 24)),
+}
+
+
+def group(methods: tuple[str, ...], **fields) -> ConfigDict:
+    """Defaults of a group: mixed data, three seeds, test instances, all target data, the end of training."""
+    g = ConfigDict()
+    g.methods = methods
+    g.tasks = ()  # empty = all
+    g.tiers = ("mixed",)
+    g.seeds = (0, 1, 2)
+    g.splits = ("test",)
+    g.cells = (("own+mf", "neighbourhood"),)  # (obs_set, label); (("best", "best"),) = the best on validation so far
+    g.sizes = ConfigDict()  # task -> environment steps, or (steps, topologies); empty = all target data
+    g.updates = (1.0,)  # shares of training at which to score
+    g.update(fields)
+    return g
+
+
+def small(c: ConfigDict) -> None:
+    """2 CPU cores."""
+    c.collect.num_trajectories = ConfigDict({"cbf": 64, "rb": 80, "ns": 32})
+    c.collect.num_steps = ConfigDict({"cbf": 60, "rb": 250, "ns": 60})
+    c.collect.num_parallel = 16
+    headline = {"cbf": 32, "rb": 40, "ns": 16}
+    c.pretrain.num_trajectories = ConfigDict(headline)
+    c.queue.target_trajectories = ConfigDict(headline)
+    c.pretrain.num_updates = 1000
+    c.adapt.num_updates = 1000
+    if "baselines" in c:
+        c.baselines.num_updates = 1000
+    c.planner.guide_scale = 30.0  # chosen on rb validation instances, see docs/experiments.md
+    c.evaluate.num_instances = ConfigDict({"cbf": 32, "rb": 16, "ns": 16})
+    c.evaluate.num_steps = ConfigDict({"cbf": 100, "rb": 200, "ns": 60})
+    c.evaluate.burn_in_steps = ConfigDict({"cbf": 20, "rb": 100, "ns": 10})
+    c.evaluate.num_parallel = 32
+
+
+def get_config(preset: str = "small") -> ConfigDict:
+    """`--config=experiments/configs/evidence.py:paper` takes the paper's sizes."""
+    if preset not in ("small", "paper"):
+        raise ValueError(f"preset must be 'small' or 'paper', got {preset!r}")
+    c = default.get_config() if preset == "small" else paper.get_config()
+
+    c.queue = ConfigDict()
+    c.queue.preset = preset
+    c.queue.groups = ("headline",)
+    c.queue.tasks = c.queue.tiers = c.queue.methods = c.queue.seeds = c.queue.splits = ()  # not empty: replace the
+    c.queue.sizes = c.queue.cells = ()  # group's own
+    c.queue.only = ""  # the name of one run
+    c.queue.dry_run = False  # print the list and the estimate, run nothing
+    c.queue.default_cell = ("own+mf", "neighbourhood")  # where "best" is asked for and no validation row exists
+    c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
+    if preset == "small":
+        small(c)
+    else:
+        c.collect.num_trajectories = ConfigDict(dict.fromkeys(c.tasks, 300))
+        c.pretrain.num_trajectories = ConfigDict(dict.fromkeys(c.tasks, 100))
+
+    rules = ("rules", "behaviour", "best_behaviour")
+    c.groups = ConfigDict()
+    c.groups.headline = group((*rules, *HEADLINE), tiers=("mixed", "expert"))
+    four = (("own", "own"), ("own+mf", "own"), ("own", "neighbourhood"), ("own+mf", "neighbourhood"))
+    c.groups.cells = group(HEADLINE, tiers=("mixed", "expert"), splits=("validation",), seeds=(0,), cells=four)
+    c.groups.headline_best = group((*rules, *HEADLINE), tiers=("mixed", "expert"), cells=(("best", "best"),))
+    few_shot = FEW_SHOT if preset == "small" else dict.fromkeys(c.tasks, (50_000,))
+    sources = tuple(f"networld_from_{task}" for task in c.tasks)
+    controls = (
+        "networld", "networld_scratch", "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
+        "networld_autoregressive", *sources, "networld_joint", "idm_only", "idm_only_noise", "scratch_idm_only",
+        "ma_bc", "filtered_bc",
+    )  # fmt: skip
+    c.groups.controls = group(
+        tuple(m for m in controls if m in BASELINES or "bc" not in m), sizes=ConfigDict(few_shot)
+    )
+    axis = ("networld", "networld_scratch", *(m for m in ("ma_bc", "filtered_bc", "ma_iql") if m in BASELINES))
+    steps = SIZES if preset == "small" else dict.fromkeys(c.tasks, (500, 1500, 5000, 15_000, 50_000, 150_000, 500_000))
+    c.groups.sizes = group(axis, sizes=ConfigDict(steps))
+    c.groups.topologies = group(axis[:3], sizes=ConfigDict(TOPOLOGIES) if preset == "small" else ConfigDict())
+    c.groups.curves = group(HEADLINE, updates=(0.1, 0.2, 0.4, 0.7, 1.0))
+    c.groups.guidance = group(
+        ("networld_scratch", "scratch_w0", "scratch_w1", "scratch_w3", "scratch_w10", "scratch_w100",
+         "scratch_sham_random", "scratch_sham_value", "scratch_sham_flipped", "scratch_idm_only",
+         "scratch_idm_only_noise"),
+    )  # fmt: skip
+    c.groups.planning = group(
+        ("networld_scratch", "scratch_best_of_4", "scratch_best_of_4_q", "scratch_ddim_1", "scratch_ddim_5",
+         "scratch_dpmpp_2m", "scratch_ddpm_20", "scratch_noise_1", "scratch_messages_float32", "scratch_delay_2",
+         "scratch_delay_5", "scratch_loss_30"),
+    )  # fmt: skip
+    c.groups.training = group(
+        ("networld_scratch", "scratch_h2", "scratch_h4", "scratch_h16", "scratch_h32", "scratch_idm_clean",
+         "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_mlp_encoder", "scratch_mlp_joint",
+         "scratch_predict_noise"),
+    )  # fmt: skip
+    c.groups.adaptation = group(
+        ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_1"),
+        sizes=ConfigDict(few_shot),
+    )
+    ladder = (*(m for m in ("ma_dd",) if m in BASELINES), "ma_cdmp", "networld_scratch", "networld_joint", "networld")
+    c.groups.ladder = group(ladder, cells=(("own", "own"), ("own+mf", "own"), ("own+mf", "neighbourhood")))
+    c.groups.ceiling = group(("simulator_planner",), tasks=("rb", "cbf"))
+    c.groups.paper_reading = group(("paper_reading",))
+    return c

@@ -1,0 +1,282 @@
+"""The runs that a configuration asks for, and what each of them is: its settings, its identity, its command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from experiments import methods, pretrain, rows, runtime
+from experiments.configs import default
+from experiments.demo import RULES
+from experiments.methods import Method
+
+# ---------------------------------------------------------------------------------------------------- the list
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One row to be."""
+
+    task: str
+    tier: str  # "none" for policies that no data enter
+    method: str
+    obs_set: str = "none"  # "own" or "own+mf": what the policy sees; "none" for rules
+    label: str = "none"  # "own" or "neighbourhood" return; "none" where no return is learned
+    num_steps: int = 0  # environment steps of target data; 0 = all that the configuration gives
+    num_topologies: int = 0  # ... spread over so many trajectories; 0 = as few as hold them
+    num_updates: int = 0  # a point of the learning curve; 0 = the end
+    split: str = "test"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The run as one word, for `--config.queue.only`."""
+        return "/".join(str(value) for value in dataclasses.astuple(self))
+
+    @property
+    def unit(self) -> tuple:
+        """Runs of a unit differ in the seed or the point of the curve only."""
+        return dataclasses.astuple(dataclasses.replace(self, seed=0, num_updates=0))
+
+
+def parse_run(name: str) -> Run:
+    """The run of a name. Raises ValueError when it is none."""
+    parts, fields = name.split("/"), dataclasses.fields(Run)
+    if len(parts) != len(fields):
+        raise ValueError(f"queue.only must be {'/'.join(f.name for f in fields)}, got {name!r}")
+    try:
+        return Run(*(int(part) if field.type == "int" else part for part, field in zip(parts, fields, strict=True)))
+    except ValueError as error:
+        raise ValueError(f"queue.only must be {'/'.join(f.name for f in fields)}, got {name!r} ({error})") from error
+
+
+def list_runs(config: ml_collections.ConfigDict, finished: Sequence[rows.Row] = ()) -> list[Run]:
+    """What the configured groups ask for, every run once, in the order of execution. `finished` rows decide which cell
+    is a method's best on validation, where a group wants the best one only.
+
+    Raises ValueError for an unknown group, method, task or tier.
+    """
+    q = config.queue
+    if q.only:
+        return [parse_run(q.only)]
+    known = methods.table(config)
+    runs: dict[Run, None] = {}
+    for name in q.groups:
+        if name not in config.groups:
+            raise ValueError(f"queue.groups must be among {sorted(config.groups)}, got {name!r}")
+        group = config.groups[name]
+        tasks = tuple(q.tasks or group.tasks or config.tasks)
+        if unknown := sorted(set(tasks) - set(config.tasks)):
+            raise ValueError(f"queue.tasks must be among {tuple(config.tasks)}, got {unknown}")
+        for task in tasks:
+            for method in q.methods or group.methods:
+                for run in method_runs(config, group, known, task, method, finished):
+                    runs[run] = None
+    return list(runs)
+
+
+def method_runs(
+    config: ml_collections.ConfigDict,
+    group: ml_collections.ConfigDict,
+    known: dict[str, Method],
+    task: str,
+    method: str,
+    finished: Sequence[rows.Row],
+) -> Iterable[Run]:
+    """Runs of one method of a group on one task. "rules" stands for all rules of the task."""
+    q = config.queue
+    splits = tuple(q.splits or group.splits)
+    if method == "rules":
+        for split in splits:
+            for rule in RULES.get(task, ("random", "expert")):
+                yield Run(task, "none", rule, split=split)
+        return
+    if method in ("behaviour", "best_behaviour"):
+        for tier in q.tiers or group.tiers:
+            for split in splits:
+                yield Run(task, tier, method, split=split)
+        return
+    if method not in known:
+        raise ValueError(f"queue.methods must be among {sorted(known)}, 'rules' or 'behaviour', got {method!r}")
+    if known[method].kind == "ceiling":
+        yield from (Run(task, "none", method, split=split) for split in splits)
+        return
+    sizes = q.sizes or tuple(group.sizes.get(task, ())) or ((0, 0),)
+    for tier in q.tiers or group.tiers:
+        for cell in cells(config, group, known[method], task, tier, method, finished):
+            for num_steps, num_topologies in (size if isinstance(size, (tuple, list)) else (size, 0) for size in sizes):
+                for split in splits:
+                    for seed in q.seeds or group.seeds:
+                        for share in group.updates:
+                            point = 0 if share == 1 else round_updates(config, known[method], share)
+                            yield Run(task, tier, method, *cell, num_steps, num_topologies, point, split, seed)
+
+
+def round_updates(config: ml_collections.ConfigDict, method: Method, share: float) -> int:
+    """A share of the updates as whole dispatches."""
+    c = config.baselines if method.kind == "model-free" else config.adapt
+    return max(1, round(share * c.num_updates / c.updates_per_dispatch)) * c.updates_per_dispatch
+
+
+def cells(
+    config: ml_collections.ConfigDict,
+    group: ml_collections.ConfigDict,
+    method: Method,
+    task: str,
+    tier: str,
+    name: str,
+    finished: Sequence[rows.Row],
+) -> list[tuple[str, str]]:
+    """(obs_set, label) of a method in a group: the listed ones, or the best on validation instances so far."""
+    asked = [tuple(cell) for cell in (config.queue.cells or group.cells)] if method.cell is None else [method.cell]
+    if asked == [("best", "best")]:
+        asked = [best_cell(finished, task, tier, name) or tuple(config.queue.default_cell)]
+    if method.kind == "model-free" and "label" not in config.baselines[name]:
+        asked = [(obs_set, "none") for obs_set, _ in asked]
+    return list(dict.fromkeys(asked))
+
+
+def best_cell(finished: Sequence[rows.Row], task: str, tier: str, method: str) -> tuple[str, str] | None:
+    """(obs_set, label) with the highest mean validation reward of a method; None without such rows."""
+    wanted = (task, tier, method, "validation")
+    rewards: dict[tuple[str, str], list[float]] = {}
+    for row in finished:
+        if (row["task"], row["tier"], row["method"], row["split"]) == wanted:
+            rewards.setdefault((row["obs_set"], row["label"]), []).append(row["reward"])
+    return max(rewards, key=lambda cell: float(np.mean(rewards[cell])), default=None)
+
+
+# ---------------------------------------------------------------------------------------------------- settings of a run
+
+
+def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.ConfigDict:
+    """The complete configuration of a run: the queue's, then the method's changes, then the run's own fields."""
+    c = config.copy_and_resolve_references()
+    c.held_out, c.seed, c.evaluate.split = run.task, run.seed, run.split
+    if run.tier != "none":
+        c.collect.tier = run.tier
+    c.adapt.num_trajectories = config.queue.target_trajectories.get(run.task, 0)
+    method = methods.table(config).get(run.method)
+    if method is not None:
+        method.apply(c)
+    if run.num_steps:
+        c.adapt.num_steps, c.adapt.num_topologies = run.num_steps, run.num_topologies
+        c.adapt.num_trajectories = 0
+    if method is not None and method.kind == "world model":
+        if run.label != "none":
+            c.loss.label = run.label
+        if run.obs_set == "own":  # no message was ever heard, neither in training nor at run time
+            c.loss.message_dropout = c.planner.message_loss = 1.0
+    if method is not None and method.kind == "model-free":
+        section = c.baselines[run.method]
+        section.use_mean_field = run.obs_set == "own+mf"
+        if "label" in section and run.label != "none":
+            section.label = run.label
+    return c
+
+
+HOW = (
+    "collect.tasks", "collect.tier", "collect.num_parallel", "collect.steps_per_dispatch",
+    "collect.reference_instances", "collect.reference_steps", "pretrain.updates_per_dispatch",
+    "pretrain.dispatches_per_checkpoint", "adapt.updates_per_dispatch", "adapt.dispatches_per_checkpoint",
+    "adapt.num_trajectories", "adapt.num_steps", "adapt.num_topologies", "baselines.methods",
+    "baselines.updates_per_dispatch", "baselines.dispatches_per_checkpoint", "evaluate.num_parallel",
+    "evaluate.policies", "evaluate.split",
+)  # fmt: skip
+"""Fields that say how a run is done, or stand in columns of their own, and not what its result is."""
+
+
+def sections_of(config: ml_collections.ConfigDict, run: Run, kind: str) -> list[str]:
+    """The parts of a configuration that a row depends on."""
+    parts = ["environment", "evaluate"]
+    if run.tier != "none":
+        parts.append("collect")
+    if kind == "world model":
+        parts += ["model", "loss", "planner", "adapt"] + ([] if config.adapt.from_scratch else ["pretrain"])
+    if kind == "model-free":
+        parts += ["baselines.num_updates", f"baselines.{run.method}"]
+    return parts
+
+
+def differences(config: ml_collections.ConfigDict, run: Run, kind: str) -> dict[str, Any]:
+    """Fields of a resolved configuration that matter to the row and are not what `default.py` says. A field that is new
+    in the library, and left at its default, does not make an old row another one."""
+    reference = _flat(default.get_config())
+    prefixes = tuple(f"{part}." for part in sections_of(config, run, kind))
+    tasks = {run.task, *(pretrain.source_tasks(config) if kind == "world model" else ())}
+    others = {f".{task}" for task in config.tasks} - {f".{task}" for task in tasks}
+    found = {}
+    for name, value in _flat(config).items():
+        is_part = f"{name}.".startswith(prefixes) and name not in HOW and not name.endswith(tuple(others) or ("\n",))
+        if is_part and reference.get(name) != value:
+            found[name] = value
+    return rows.plain(found)
+
+
+def _flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return runtime.flat(json.loads(config.to_json_best_effort()))
+
+
+def target_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """(environment steps, topologies) of the target data that a resolved configuration asks for."""
+    task, c = config.held_out, config.adapt
+    runs = c.num_trajectories or config.collect.num_trajectories[task]
+    length = config.collect.num_steps[task]
+    if c.num_topologies:
+        return c.num_steps, c.num_topologies
+    if not c.num_steps:
+        return runs * length, runs
+    whole = min(runs, -(-c.num_steps // length))
+    return whole * min(length, -(-c.num_steps // whole)), whole
+
+
+def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict, run: Run, kind: str) -> rows.Row:
+    """The fields of a row that are known before it runs; `rows.IDENTITY` is among them."""
+    learned = kind in ("world model", "model-free")
+    transitions, topologies = target_size(config) if learned else (0, 0)
+    updates = config.adapt.num_updates if kind == "world model" else config.baselines.num_updates if learned else 0
+    is_pretrained = kind == "world model" and not config.adapt.from_scratch
+    sources = pretrain.source_tasks(config) if is_pretrained else ()
+    return rows.plain(
+        {
+            "task": run.task,
+            "tier": run.tier,
+            "method": run.method,
+            "seed": run.seed,
+            "preset": base.queue.preset,
+            "split": run.split,
+            "updates": run.num_updates or updates,
+            "target_transitions": transitions,
+            "target_topologies": topologies,
+            "pretrain": {
+                "sources": sources,
+                "data": config.pretrain.data,
+                "updates": config.pretrain.num_updates,
+                "trajectories": {
+                    t: config.pretrain.num_trajectories.get(t, 0) or config.collect.num_trajectories[t] for t in sources
+                },
+            }
+            if is_pretrained
+            else None,
+            "obs_set": run.obs_set,
+            "label": run.label,
+            "settings": differences(config, run, kind),
+        }
+    )
+
+
+def command(run: Run) -> str:
+    """The command that repeats one row alone, with what the running command changed of the configuration."""
+    kept = [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
+    kept = [a for a in kept if not a.startswith("--config.queue.") or a.startswith("--config.queue.target")]
+    if not any(a.startswith("--config=") for a in kept):
+        kept.insert(0, "--config=experiments/configs/evidence.py")
+    only = f"--config.queue.only={run.name}"
+    return shlex.join(["python", "-m", "experiments.queue", *kept, "--workdir=runs/rerun", only])

@@ -1,0 +1,217 @@
+"""The queue: killed and resumed it writes the same rows; a row's command repeats the row; mistakes show before work."""
+
+import json
+import shlex
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import networld_envs
+from experiments import adapt, methods, queue, rows, runs, settings
+from networld_jax import statistics
+from tests import tiny, toy_queue, toy_run
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+TIMES = ("seconds", "command", "metrics")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_tasks():
+    """Toy environments, and linear maps in place of the shared nets."""
+    make = settings.make_world_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "make_world_model", lambda *args: tiny.linear_nets(make(*args)))
+        patch.setattr(adapt, "start_embedding", lambda net, index, sources: net)  # linear maps know no tasks
+        for name, factory in toy_run.TASKS.items():
+            patch.setitem(networld_envs.ENVIRONMENTS, name, factory)
+        yield
+
+
+def config(**fields) -> ConfigDict:
+    c = toy_queue.get_config()
+    c.queue.groups = ("toy",)
+    c.queue.update(fields)
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, rows) of the whole toy group."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with jax.debug_key_reuse(True):
+        return workdir, queue.run(config(), workdir)
+
+
+def comparable(found):
+    return {rows.identity(row): {k: v for k, v in row.items() if k not in TIMES} for row in found}
+
+
+def test_every_run_leaves_one_whole_row(finished):
+    _, found = finished
+    assert [(row["method"], row["seed"]) for row in found] == [
+        ("random", 0), ("expert", 0), ("behaviour", 0), ("networld_scratch", 0), ("networld_scratch", 1),
+        ("scratch_w0", 0), ("scratch_w0", 1), ("networld", 0), ("networld", 1),
+    ]  # fmt: skip
+    for row in found:
+        assert set(rows.FIELDS) <= row.keys()
+        assert row["reward"] == pytest.approx(np.mean(row["instance_rewards"]), rel=1e-5)
+        assert len(row["instance_rewards"]) == 6
+    by_name = {row["method"]: row for row in found}
+    assert by_name["random"]["score"] == 0 and by_name["expert"]["score"] == 1
+    assert by_name["behaviour"]["reward"] == by_name["expert"]["reward"]  # the expert collected this tier
+    assert by_name["networld"]["pretrain"]["sources"] == ["queues", "slow_queues"]
+    assert by_name["networld_scratch"]["pretrain"] is None
+    assert by_name["networld"]["target_transitions"] == 30 and by_name["networld"]["target_topologies"] == 3
+    assert by_name["scratch_w0"]["settings"]["planner.guide_scale"] == 0
+    assert by_name["scratch_w0"]["instance_rewards"] != by_name["networld_scratch"]["instance_rewards"]
+
+
+def test_variants_that_differ_in_planning_share_their_weights(finished):
+    workdir, _ = finished
+    assert len(list((workdir / "models").glob("*/model/model.json"))) == 4  # scratch and adapted, two seeds each
+    assert not list((workdir / "models").glob("*/checkpoints"))
+
+
+class Killed(BaseException):
+    """Like a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("calls", [3])
+def test_a_killed_queue_ends_in_the_same_rows(finished, tmp_path, monkeypatch, calls):
+    workdir, wanted = finished
+    (tmp_path / "data").symlink_to(workdir / "data")
+    original, count = queue.Queue.score, []
+
+    def limited(self, *args):
+        count.append(1)
+        if len(count) > calls:
+            raise Killed
+        return original(self, *args)
+
+    few = config(methods=("rules", "networld_scratch"))
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.Queue, "score", limited)
+        with pytest.raises(Killed):
+            queue.run(few, tmp_path)
+    assert len(rows.read(tmp_path / "runs.jsonl")) == calls
+    with open(tmp_path / "runs.jsonl", "a") as file:
+        file.write('{"task": "busy_queues", "met')  # a line that a kill cut
+    found = comparable(queue.run(few, tmp_path))
+    reference = comparable(wanted)
+    assert len(found) == 4
+    assert all(found[name] == reference[name] for name in found)
+    assert all(json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines())
+
+
+def test_finished_runs_are_not_run_again(finished, monkeypatch):
+    workdir, wanted = finished
+
+    def never(*args):
+        raise AssertionError("nothing is missing")
+
+    monkeypatch.setattr(queue.Queue, "score", never)
+    assert queue.run(config(), workdir) == wanted
+
+
+def test_a_units_lock_keeps_a_second_queue_away(finished, monkeypatch):
+    workdir, _ = finished
+    waiting = config(methods=("scratch_w0",), seeds=(7,))
+    (run,) = runs.list_runs(waiting)
+    with rows.claimed(workdir / "locks" / queue._digest(str(run.unit))) as mine:
+        assert mine
+        assert queue.run(waiting, workdir) == []
+
+
+def test_the_printed_command_repeats_its_row(finished, tmp_path):
+    workdir, wanted = finished
+    (tmp_path / "data").symlink_to(workdir / "data")
+    rows_of = [row for row in wanted if row["method"] == "networld_scratch"]
+    words = shlex.split(rows_of[0]["command"])
+    assert words[:3] == ["python", "-m", "experiments.queue"]
+    (only,) = [w.split("=", 1)[1] for w in words if w.startswith("--config.queue.only=")]
+    (again,) = queue.run(config(only=only), tmp_path)
+    interval = statistics.mean_interval(np.array([row["instance_rewards"] for row in rows_of]))
+    assert interval.low <= again["reward"] <= interval.high
+    assert again["instance_rewards"] == rows_of[0]["instance_rewards"]  # on one machine to the bit
+
+
+def test_other_settings_are_other_runs(finished):
+    workdir, _ = finished
+    changed = config(methods=("networld_scratch",))
+    assert not queue.Queue(changed, workdir).pending(runs.list_runs(changed))
+    changed.planner.guide_scale = 3.0
+    assert len(queue.Queue(changed, workdir).pending(runs.list_runs(changed))) == 2
+    untouched = config(methods=("networld_scratch",))
+    untouched.pretrain.num_updates = 99  # from scratch does not care
+    assert not queue.Queue(untouched, workdir).pending(runs.list_runs(untouched))
+
+
+def test_selections_replace_a_groups_own_list():
+    chosen = runs.list_runs(config(methods=("networld",), seeds=(4,), sizes=(10, 20), tasks=("queues",)))
+    assert [(r.task, r.method, r.num_steps, r.seed) for r in chosen] == [
+        ("queues", "networld", 10, 4), ("queues", "networld", 20, 4)
+    ]  # fmt: skip
+    assert all(runs.parse_run(run.name) == run for run in runs.list_runs(config()))
+
+
+def test_the_best_cell_is_chosen_on_validation():
+    def row(split, obs_set, label, reward):
+        keys = dict(task="busy_queues", tier="expert", method="networld_scratch")
+        return keys | dict(split=split, obs_set=obs_set, label=label, reward=reward)
+
+    seen = [row("validation", "own", "own", 1.0), row("validation", "own+mf", "own", 2.0)]
+    seen.append(row("test", "own", "own", 9.0))
+    chosen = runs.list_runs(config(methods=("networld_scratch",), cells=(("best", "best"),)), seen)
+    assert {(run.obs_set, run.label) for run in chosen} == {("own+mf", "own")}
+
+
+def test_own_observations_send_no_messages(finished):
+    workdir, _ = finished
+    (row,) = queue.run(config(methods=("scratch_w0",), cells=(("own", "own"),), seeds=(0,)), workdir)
+    assert row["message_bytes"] == 0 and row["obs_set"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(groups=("nonsense",)), "groups must be among"),
+        (dict(methods=("nonsense",)), "methods must be among"),
+        (dict(tasks=("wifi",)), "tasks must be among"),
+        (dict(only="busy_queues/expert/networld"), "only must be task/tier/method/obs_set"),
+    ],
+)
+def test_mistakes_show_before_any_work(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        queue.run(config(**fields), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_method_resolves():
+    c = config()
+    for name, method in methods.table(c).items():
+        if method.kind != "ceiling":
+            runs.resolve(c, runs.Run("busy_queues", "expert", name, "own+mf", "neighbourhood"))
+    with pytest.raises(ValueError, match=r"unknown configuration field 'planner\.nonsense'"):
+        methods.set_field(c, "planner.nonsense", 1)
+
+
+# ------------------------------------------------------------------------------------------------ the file
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"a": 1}\n{"b"\n{"c": 3}\n')
+    with pytest.raises(ValueError, match=r"runs\.jsonl:2 is no JSON object"):
+        rows.read(path)
+
+
+def test_published_rows_replace_their_predecessors(tmp_path, finished):
+    _, found = finished
+    path = tmp_path / "runs.jsonl"
+    assert rows.merge(path, found) == len(found)
+    changed = found[0] | {"reward": 5.0}
+    assert rows.merge(path, [changed]) == len(found)
+    assert rows.read(path)[0]["reward"] == 5.0

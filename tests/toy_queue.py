@@ -1,0 +1,22 @@
+"""The queue's configuration over the toy environments, as small as it goes."""
+
+import ml_collections
+
+from experiments.configs import evidence
+from tests import toy_run
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = toy_run.get_config()
+    for name in ("queue", "groups"):
+        c[name] = evidence.get_config()[name]
+    c.queue.preset = "tiny"
+    c.queue.target_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 3))
+    c.pretrain.num_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 0))
+    if "baselines" in c:
+        c.baselines.update(dict(num_updates=2, updates_per_dispatch=1, dispatches_per_checkpoint=1))
+    c.evaluate.num_instances.update(dict.fromkeys(toy_run.TASKS, 6))
+    shown = ("rules", "behaviour", "networld_scratch", "scratch_w0", "networld")
+    c.groups.toy = evidence.group(shown, tiers=("expert",))
+    c.groups.toy.tasks, c.groups.toy.seeds = ("busy_queues",), (0, 1)
+    return c
