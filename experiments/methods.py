@@ -12,10 +12,8 @@ from typing import Any
 
 import ml_collections
 
-import networld_jax.baselines
 from experiments.configs import default
-
-BASELINES = getattr(networld_jax.baselines, "DEFAULTS", {})  # name -> configuration
+from networld_jax.baselines import BASELINES
 
 
 @dataclasses.dataclass(frozen=True)

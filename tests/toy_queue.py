@@ -13,10 +13,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.queue.preset = "tiny"
     c.queue.target_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 3))
     c.pretrain.num_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 0))
-    if "baselines" in c:
-        c.baselines.update(dict(num_updates=2, updates_per_dispatch=1, dispatches_per_checkpoint=1))
+    c.baselines.update(dict(num_updates=2, updates_per_dispatch=1, dispatches_per_checkpoint=1))
     c.evaluate.num_instances.update(dict.fromkeys(toy_run.TASKS, 6))
-    shown = ("rules", "behaviour", "networld_scratch", "scratch_w0", "networld")
+    shown = ("rules", "behaviour", "best_behaviour", "ma_bc", "networld_scratch", "scratch_w0")
     c.groups.toy = evidence.group(shown, tiers=("expert",))
     c.groups.toy.tasks, c.groups.toy.seeds = ("busy_queues",), (0, 1)
     return c

@@ -10,7 +10,7 @@
 from ml_collections import ConfigDict
 
 from experiments.configs import default, paper
-from experiments.methods import BASELINES
+from networld_jax.baselines import BASELINES
 
 HEADLINE = (*BASELINES, "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
@@ -47,8 +47,7 @@ def small(c: ConfigDict) -> None:
     c.queue.target_trajectories = ConfigDict(headline)
     c.pretrain.num_updates = 1000
     c.adapt.num_updates = 1000
-    if "baselines" in c:
-        c.baselines.num_updates = 1000
+    c.baselines.num_updates = 1000
     c.planner.guide_scale = 30.0  # chosen on rb validation instances, see docs/experiments.md
     c.evaluate.num_instances = ConfigDict({"cbf": 32, "rb": 16, "ns": 16})
     c.evaluate.num_steps = ConfigDict({"cbf": 100, "rb": 200, "ns": 60})
