@@ -98,6 +98,8 @@ def write_shards(
     manifest = {
         "request": request,
         "action_kind": env.spec.action_kind,
+        "action_low": list(env.spec.action_low),
+        "action_high": list(env.spec.action_high),
         "obs_names": list(env.spec.obs_names),
         "shards": [{"file": datasets.shard_path(directory, i).name, "sha256": done[i]} for i in range(total)],
         "statistics": statistics(directory, total),

@@ -14,6 +14,7 @@ import numpy as np
 from networld_envs import cbf, cbf_dynamics, cbf_links, ns_single_cell
 from networld_envs.cbf_params import make_params
 from networld_jax import networks, sampling, schedules, transforms
+from networld_jax.interop.diffuser import width_and_mults
 
 # ---------------------------------------------------------------------------------------------------- diffusion core
 
@@ -31,7 +32,7 @@ def from_two_hot(logits, bins):
 def diffuser_unet(weights, x, t):
     """Output [B, H, D] of Diffuser's temporal U-Net; `weights` as in the fixture after "unet/"."""
     params = nested_params(weights)
-    width, mults = _width_and_mults(params)
+    width, mults = width_and_mults(params)
     unet = networks.TemporalUNet(params["final_conv"]["bias"].shape[0], width, mults, layout="diffuser")
     return np.asarray(jax.jit(unet.apply)({"params": params}, jnp.asarray(x), jnp.asarray(t, jnp.int32)))
 
@@ -39,7 +40,7 @@ def diffuser_unet(weights, x, t):
 def diffuser_value(weights, x, t):
     """Output [B, 1] of Diffuser's value network; `weights` as in the fixture after "value/"."""
     params = nested_params(weights)
-    width, mults = _width_and_mults(params)
+    width, mults = width_and_mults(params)
     value = networks.ReturnClassifier(width, mults, layout="diffuser", num_outputs=params["fc1"]["bias"].shape[0])
     return np.asarray(jax.jit(value.apply)({"params": params}, jnp.asarray(x), jnp.asarray(t, jnp.int32)))
 
@@ -63,9 +64,9 @@ def diffuser_guided_loop(
     The value is the guide's last evaluation at t = 0, before its last update and the last denoising step.
     """
     unet, value = (nested_params(weights, prefix) for prefix in ("unet/", "value/"))
-    width, mults = _width_and_mults(unet)
+    width, mults = width_and_mults(unet)
     denoiser = networks.TemporalUNet(unet["final_conv"]["bias"].shape[0], width, mults, layout="diffuser")
-    classifier = networks.ReturnClassifier(*_width_and_mults(value), layout="diffuser")
+    classifier = networks.ReturnClassifier(*width_and_mults(value), layout="diffuser")
     schedule = schedules.schedule_from_betas(schedule["betas"])
     noise = jnp.concatenate([jnp.asarray(x_init_noise)[None], jnp.asarray(step_noise)])
     condition_fn = sampling.clamp_first_row(jnp.asarray(cond0), offset=action_dim)
@@ -159,13 +160,6 @@ def nested_params(weights, prefix=""):
                 node = node.setdefault(part, {})
             node[leaf] = jnp.asarray(array)
     return params
-
-
-def _width_and_mults(params):
-    """Base width and channel multipliers of a Diffuser network, from the shapes of its parameters."""
-    width = params["time_mlp"]["fc1"]["bias"].shape[0]
-    depth = sum(name.startswith("down") and name.endswith("_0") for name in params)
-    return width, tuple(params[f"down{i}_0"]["block1"]["gn_scale"].shape[0] // width for i in range(depth))
 
 
 # -------------------------------------------------------------------------------------------------- network slicing

@@ -201,20 +201,20 @@ def decode_plans(world_model: WorldModel, task: str, policy_params: PolicyParams
     return world_model.decode_action(policy_params.stats, logits)
 
 
-def make_plan(
+def make_agent_plans(
     world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
 ) -> Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], Plan]:
-    """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call."""
+    """plans(policy_params, keys [S], z [S, D], m [S, D]) -> Plan of S agents, each with a key of its own: an agent
+    alone plans what it would plan among others."""
     score = rank_by_return(world_model, task)
     rank_fn = rank_fn or score
 
-    def plan(policy_params, key, z, m):
+    def plans(policy_params, keys, z, m):
         num_agents = z.shape[0]
-        agents = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_agents))
         if num_candidates == 1:
-            x = imagine_fn(policy_params, agents, z, m)
+            x = imagine_fn(policy_params, keys, z, m)
             return Plan(x, score(policy_params, z, m, None, x), decode_plans(world_model, task, policy_params, x))
-        keys = jax.vmap(lambda k: jax.random.split(k, num_candidates))(agents).reshape(-1)
+        keys = jax.vmap(lambda k: jax.random.split(k, num_candidates))(keys).reshape(-1)
         z, m = (jnp.repeat(v, num_candidates, axis=0) for v in (z, m))
         x = imagine_fn(policy_params, keys, z, m)
         action = decode_plans(world_model, task, policy_params, x)
@@ -222,6 +222,20 @@ def make_plan(
         best = jnp.argmax(ranked, -1) + num_candidates * jnp.arange(num_agents)
         x = x[best]
         return Plan(x, score(policy_params, z[best], m[best], None, x), action[best])
+
+    return plans
+
+
+def make_plan(
+    world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
+) -> Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], Plan]:
+    """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call, agent i
+    with fold_in(key, i)."""
+    plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn)
+
+    def plan(policy_params, key, z, m):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(z.shape[0]))
+        return plans(policy_params, keys, z, m)
 
     return plan
 
