@@ -29,7 +29,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP)
-	$(BIN)/ruff check src envs experiments tests tools
+	$(BIN)/ruff check src envs experiments benchmarks tests tools
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -59,7 +59,9 @@ def initial_params(
 
 
 def start_embedding(net: Params, index: int, sources: list[int]) -> Params:
-    """The shared net with the new task's embedding at the mean of the trained ones."""
+    """The shared net with the new task's embedding at the mean of the trained ones; a mere head has none."""
+    if "task_embedding" not in net:
+        return net
     table = net["task_embedding"]["embedding"]
     table = table.at[index].set(table[jnp.asarray(sources)].mean(0))
     return net | {"task_embedding": {"embedding": table}}

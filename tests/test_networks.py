@@ -154,12 +154,40 @@ def direct_convolution(x, kernel, stride, padding):
     "length, width, stride, padding",
     [(8, 5, 1, (2, 2)), (2, 5, 1, (2, 2)), (1, 3, 2, (1, 1)), (8, 3, 2, (1, 1)), (7, 3, 2, (1, 1)), (4, 2, 1, (1, 0))],
 )
-def test_both_convolutions_are_the_definition(length, width, stride, padding):
+def test_all_convolutions_are_the_definition(length, width, stride, padding):
     x = jax.random.normal(jax.random.key(0), (2, 3, length, 4))
     kernel = jax.random.normal(jax.random.key(1), (width, 4, 6))
     expected = direct_convolution(x, np.asarray(kernel), stride, padding)
-    for convolve in (convolutions.conv1d_im2col, convolutions.conv1d_lax, convolutions.conv1d):
+    forms = (convolutions.conv1d_im2col, convolutions.conv1d_trimmed, convolutions.conv1d_lax, convolutions.conv1d)
+    for convolve in forms:
         np.testing.assert_allclose(convolve(x, kernel, stride, padding), expected, atol=1e-5)
+
+
+def test_trimmed_convolution_multiplies_no_padding():
+    """5 taps over 4 inputs: windows of 3, 4, 4, 3 instead of 20; over 2 inputs 4 instead of 10."""
+    kernel = jnp.zeros((5, 6, 7))
+    for length, taps in ((4, 14), (2, 4), (8, 34)):
+        x = jnp.zeros((3, length, 6))
+        cost = matmul_flops(lambda x: convolutions.conv1d_trimmed(x, kernel, 1, (2, 2)), x)
+        assert cost == 2 * 3 * taps * 6 * 7
+
+
+def test_the_choice_of_convolution():
+    """Accelerators: XLA's own. CPU: windows without padding where an eighth of the products would be padding."""
+    same = (2, 2)
+    assert convolutions.fastest("gpu", 4, 5, 1, same) is convolutions.conv1d_lax
+    assert convolutions.fastest("cpu", 4, 5, 1, same) is convolutions.conv1d_trimmed
+    assert convolutions.fastest("cpu", 32, 5, 1, same) is convolutions.conv1d_im2col
+
+
+def test_half_precision_keeps_float32_sums_and_results():
+    """bfloat16 has 8 bits: products are off by 2^-8, their sums over 5 x 64 terms by no more."""
+    x = jax.random.normal(jax.random.key(0), (2, 8, 64))
+    kernel = jax.random.normal(jax.random.key(1), (5, 64, 16)) / np.sqrt(320)
+    exact = direct_convolution(x, np.asarray(kernel, np.float64), 1, (2, 2))
+    half = convolutions.conv1d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(half, np.float64) - exact).max() < 3 * 2**-8 * np.abs(exact).max()
 
 
 def test_transposed_convolution_is_the_adjoint_of_the_strided_one():
@@ -279,8 +307,11 @@ def num_blocks(params):
     return sum("block0" in entry for entry in params.values())
 
 
-def test_sizes_and_costs_of_the_presets():
+def test_sizes_and_costs_of_the_presets(monkeypatch):
     """Parameters and MFLOPs of the published network and of the paper's eight-block reading, at H = 32, width 32."""
+    _, trimmed = shapes_and_flops(networks.TemporalUNet(64, 32, layout="diffuser"), 32, 64)
+    assert trimmed / 1e6 == pytest.approx(31.5, rel=0.02)  # a fifth of the products is with padding; not done on CPU
+    monkeypatch.setattr(convolutions, "fastest", lambda *_: convolutions.conv1d_im2col)
     diffuser, flops = shapes_and_flops(networks.TemporalUNet(64, 32, layout="diffuser"), 32, 64)
     assert num_blocks(diffuser) == 16 and flops / 1e6 == pytest.approx(39.8, rel=0.02)
     at_17_channels, _ = shapes_and_flops(networks.TemporalUNet(17, 32, layout="diffuser"), 32, 17)
@@ -334,3 +365,19 @@ def test_encoder_latents_are_normalised_and_decodable():
         (plain - plain.mean(-1, keepdims=True)) / plain.std(-1, keepdims=True), latent, atol=1e-3
     )
     assert decoder.init_with_output(jax.random.key(2), latent)[0].shape == obs.shape
+
+
+@pytest.mark.parametrize("net", ["unet", "classifier"])
+def test_bfloat16_networks_stay_close_to_float32(net):
+    """Same float32 weights, float32 in and out; activations of 8 bits through a dozen layers: per cent, not more."""
+    kind, options = {
+        "unet": (networks.TemporalUNet, dict(out_channels=4)),
+        "classifier": (networks.ReturnClassifier, {}),
+    }[net]
+    exact, half = kind(**options, **SMALL), kind(**options, **SMALL, compute_dtype=jnp.bfloat16)
+    x, k = jax.random.normal(jax.random.key(0), (3, 8, 4)), jnp.array([0, 7, 19])
+    params = {"params": random_params(exact, x, k)["params"]}
+    want, got = exact.apply(params, x, k), half.apply(params, x, k)
+    assert got.dtype == jnp.float32
+    error = np.abs(got - want).max() / np.abs(want).max()
+    assert 0 < error < 0.05

@@ -338,3 +338,52 @@ def test_controls_leave_the_present_alone(box, graph):
     # 4 agents x 3 rows x 8 channels of N(0, 1): mean 0 +- 0.10, variance 1 +- 0.14; five of them.
     values = np.asarray(random)[:, 1:][:, :, used]
     assert abs(values.mean()) < 0.5 and abs(values.var() - 1) < 0.7
+
+
+# ------------------------------------------------------------------------------------------------ warm start
+
+
+def test_warm_levels_are_the_cleanest():
+    assert planning.planning_levels(20, PlannerConfig(num_steps=3)).tolist() == [19, 9, 0, -1]
+    assert planning.planning_levels(20, PlannerConfig(num_steps=3, warm_start=0.3)).tolist() == [5, 2, 0, -1]
+    assert planning.planning_levels(20, PlannerConfig(num_steps=3, warm_start=0.05)).tolist() == [0, -1]
+    with pytest.raises(ValueError, match="warm_start must lie in"):
+        PlannerConfig(warm_start=1.5)
+
+
+def test_a_planner_starts_from_its_shifted_last_plan(linear_params, box):
+    """Carry and call by hand: the present repeated at first, then row h + 1 of the last plan as row h."""
+    config = dataclasses.replace(EXACT, warm_start=0.4)
+    seen = []
+
+    def imagine(policy_params, keys, z, m, previous=None):
+        seen.append(np.asarray(previous))
+        rows = jnp.arange(float(tiny.HORIZON))[None, :, None] + previous[:, :1]
+        return rows.at[:, 0].set(jnp.concatenate([z, m], -1))
+
+    world_model = tiny.with_linear_nets(box).world_model
+    policy = planning.make_planner(world_model, box.schedule, "line", config, imagine_fn=imagine)
+    carry, graph = policy.init(jax.random.key(9), N), jnp.asarray(tiny.path_graph(N))
+    obs = observations(2)
+    for t in range(2):
+        _, carry = policy.act(jax.random.fold_in(jax.random.key(0), t), linear_params, carry, obs[t], graph, None)
+    z = world_model.encode(linear_params.params, linear_params.stats, "line", obs[0])
+    present = np.concatenate([z, mean_field(z, graph)], -1)
+    np.testing.assert_array_equal(seen[0], np.broadcast_to(present[:, None], seen[0].shape))
+    np.testing.assert_array_equal(seen[1][:, 1:], np.arange(1.0, tiny.HORIZON)[None, :, None] + seen[0][:, :1])
+    np.testing.assert_array_equal(planning.shift_plan(jnp.arange(3.0)[:, None])[:, 0], [1, 2, 2])
+
+
+def test_guidance_through_a_shared_trunk_is_the_gradient_of_the_return(box, graph):
+    """One trunk, one forward pass: x0 + w sigma^2 grad J as from the two functions apart."""
+    shared = tiny.build(dataclasses.replace(tiny.CONFIG, shared_trunk=True))
+    model, params = shared.world_model, shared.params
+    assert set(params["classifier"]) == {"head"}
+    x = jax.random.normal(jax.random.key(0), (N, tiny.HORIZON, 2 * D))
+    k, task = jnp.full(N, 5), jnp.zeros(N, jnp.int32)
+    both = sampling.value_and_gradient(lambda x, k: model.predict_both(params, task, x, k))
+    prediction, gradient = jax.jit(both)(x, k)
+    np.testing.assert_allclose(prediction, model.predict(params, task, x, k), atol=1e-5)
+    wanted = jax.grad(lambda x: model.predict_return(params, task, x, k).sum())(x)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-5)
+    assert np.abs(wanted).max() > 1e-3

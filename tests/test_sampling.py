@@ -322,3 +322,41 @@ def test_keys_must_be_typed_and_one_per_plan():
     for wrong in (None, jax.random.key(0), jnp.zeros((2, 2), jnp.uint32)):
         with pytest.raises(ValueError, match="one per plan"):
             sampling.sample_ddim(wrong, nonlinear, SCHEDULE, (4, 2))
+
+
+# ------------------------------------------------------------------------------------------------ warm start
+
+
+def test_a_warm_start_is_the_noised_guess():
+    """The first x is signal_k guess + sigma_k scale noise; one exact step from there has a closed form."""
+    mean, std, first = 1.5, 0.7, 6
+    guess = jax.random.normal(jax.random.key(1), (3, 8, 2))
+    noise = jax.random.normal(jax.random.key(2), (1, 3, 8, 2))
+    x, chain = sampling.sample_ddim(
+        None,
+        exact_predictor(SCHEDULE, mean, std),
+        SCHEDULE,
+        (8, 2),
+        levels=[first, -1],
+        noise=noise,
+        initial_x0=guess,
+        initial_noise_scale=0.5,
+        return_chain=True,
+    )
+    ab = np.float64(SCHEDULE.alphas_bar[first])
+    start = np.sqrt(ab) * guess + np.sqrt(1 - ab) * 0.5 * noise[0]
+    np.testing.assert_allclose(chain[0], start, atol=1e-6)
+    gain = np.sqrt(ab) * std**2 / (ab * std**2 + 1 - ab)
+    np.testing.assert_allclose(x, mean + gain * (start - np.sqrt(ab) * mean), atol=1e-5)
+
+
+def test_joint_guidance_equals_separate_guidance():
+    """One pass for prediction and gradient, or two: the same numbers."""
+    score = lambda x, k: jnp.sum(jnp.sin(x), axis=(1, 2))  # noqa: E731
+    factor = sampling.sigma_squared(SCHEDULE, 0.7)
+    separate = sampling.guided(nonlinear, jax.grad(lambda x, k: score(x, k).sum()), factor)
+    joint = sampling.guided_jointly(sampling.value_and_gradient(lambda x, k: (nonlinear(x, k), score(x, k))), factor)
+    one, other = (sampling.sample_ddim(keys(3), fn, SCHEDULE, (8, 2), num_steps=5) for fn in (separate, joint))
+    np.testing.assert_array_equal(one, other)
+    plain = sampling.sample_ddim(keys(3), nonlinear, SCHEDULE, (8, 2), num_steps=5)
+    assert np.abs(plain - one).max() > 0.01

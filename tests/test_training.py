@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from networld_jax import checkpoints, datasets, losses, planning, training
-from networld_jax.types import LossConfig, PlannerConfig
+from networld_jax.types import LossConfig, PlannerConfig, TrainState
 from networld_jax.world_model import make_world_model
 from tests import tiny
 
@@ -195,3 +195,32 @@ def test_inverse_dynamics_reads_the_next_latent():
 
     shuffled = z.at[:, :, 1:].set(z[::-1, :, 1:])
     assert loss(z) < loss(shuffled) - 0.1
+
+
+# ------------------------------------------------------------------------------------------------ streaming
+
+
+def test_streamed_batches_are_the_resident_ones():
+    """The same windows and loss keys, bit for bit, as with the data on the device; also after a resume."""
+    data, key = tiny.linear_task(), jax.random.key(5)
+    counts, delays = {"line": 2}, {"line": 1}
+
+    def update(state, batch, key):  # keeps what it was given
+        segments, stats = batch
+        seen = jnp.concatenate([x.astype(jnp.float32).reshape(-1) for x in jax.tree.leaves(segments)])
+        seen = jnp.append(seen * stats, jax.random.uniform(key))
+        return state.replace(step=state.step + 1, params=state.params + seen), {"seen": seen}
+
+    size = sum(np.prod(x.shape[1:]) for x in jax.tree.leaves(datasets.windows(data, np.zeros((1, 2), int), H, 1)))
+    start = TrainState(jnp.int32(0), jnp.zeros(2 * int(size) + 1), None, None)
+    resident = jax.jit(training.make_epoch(update, training.multi_task_sampler(counts, H, delays), 3))
+    streaming = jax.jit(training.make_streaming_epoch(update))
+    stream = training.stream_windows(key, {"line": data}, counts, H, delays, 3)
+    on_device, a, b = {"line": jax.tree.map(jnp.asarray, data)}, start, start
+    for _ in range(2):
+        batches = next(stream)
+        a, b = resident(a, (on_device, 2.0), key)[0], streaming(b, (batches, 2.0), key)[0]
+    assert int(a.step) == 6 and np.abs(a.params).max() > 1
+    assert_same_bits(a, b)
+    resumed = next(training.stream_windows(key, {"line": data}, counts, H, delays, 3, first_update=3))
+    assert_same_bits(resumed, batches)

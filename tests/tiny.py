@@ -123,6 +123,7 @@ def linear_nets(world_model: WorldModel) -> WorldModel:
         predict=predict,
         return_outputs=return_outputs,
         predict_return=lambda *args: return_outputs(*args)[..., 0],
+        predict_both=lambda *args: (predict(*args), return_outputs(*args)[..., 0]),
     )
 
 

@@ -101,6 +101,18 @@ def get_config(held_out: str = "rb") -> ConfigDict:
 
     use_baselines(c)
 
+    c.distill = ConfigDict()  # students of the guided planner, see networld_jax.distillation
+    c.distill.model = "scratch"  # whose planner is the teacher: "adapt" or "scratch"
+    c.distill.students = ("chain", "row")  # also "noisy_row"
+    c.distill.hidden = (128, 128)  # of the row students
+    c.distill.num_updates = 1000
+    c.distill.sequences = 128  # agent states per update (rounded to whole networks)
+    c.distill.learning_rate = 1e-3
+    c.distill.warmup_updates = 50
+    c.distill.ema_decay = 0.995
+    c.distill.updates_per_dispatch = 100
+    c.distill.dispatches_per_checkpoint = 5
+
     c.evaluate = ConfigDict()
     c.evaluate.split = "test"
     c.evaluate.policies = ("networld",)  # plus any rule or expert of the task

@@ -363,12 +363,13 @@ def _all_labels(trajectories: Trajectories, label_fn: Callable[[Segments], jax.A
 def windows(trajectories: Trajectories, where: jax.Array, horizon: int, message_delay: int) -> Segments:
     """Segments at given places. `where` [B, 2] int: (trajectory, start). Windows never cross trajectories.
 
-    Messages at step t carry observations of step max(t - message_delay, 0).
+    Messages at step t carry observations of step max(t - message_delay, 0). NumPy arrays in, NumPy arrays out: the same
+    windows on the host.
     """
     run, begin = where[:, 0], where[:, 1]
     t = begin[:, None] + np.arange(horizon + 1)[None]
-    late = jnp.maximum(t - message_delay, 0)
-    agent_major = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
+    late = (t - message_delay).clip(0)
+    agent_major = lambda x: x.swapaxes(1, 2)  # noqa: E731
 
     obs = agent_major(trajectories.obs[run[:, None], t])
     message_obs = obs if message_delay == 0 else agent_major(trajectories.obs[run[:, None], late])
@@ -392,9 +393,15 @@ def sample_segments(
     Raises ValueError when the trajectories are shorter than the horizon.
     """
     runs, length = trajectories.reward.shape[:2]
+    where = sample_places(key, runs, num_starts(length, horizon), batch_size)
+    return windows(trajectories, where, horizon, message_delay)
+
+
+def num_starts(length: int, horizon: int) -> int:
+    """Windows that a trajectory holds. Raises ValueError when there is none."""
     if length < horizon:
         raise ValueError(f"trajectories of {length} steps hold no window of horizon {horizon}; use a smaller horizon")
-    return windows(trajectories, sample_places(key, runs, length - horizon + 1, batch_size), horizon, message_delay)
+    return length - horizon + 1
 
 
 def sample_places(key: jax.Array, num_runs: int, num_starts: int, batch_size: int) -> jax.Array:

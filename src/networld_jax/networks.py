@@ -13,6 +13,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from networld_jax.convolutions import conv1d, conv1d_transpose
 
@@ -96,7 +97,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (self.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return conv1d(x, kernel, self.stride) + jnp.expand_dims(bias, range(x.ndim - 1))
+        return conv1d(x, _as(kernel, x), self.stride) + jnp.expand_dims(_as(bias, x), range(x.ndim - 1))
 
 
 class Upsample(nn.Module):
@@ -106,7 +107,7 @@ class Upsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (4, x.shape[-1], x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return conv1d_transpose(x, kernel) + jnp.expand_dims(bias, range(x.ndim - 1))
+        return conv1d_transpose(x, _as(kernel, x)) + jnp.expand_dims(_as(bias, x), range(x.ndim - 1))
 
 
 class ConvBlock(nn.Module):
@@ -120,7 +121,8 @@ class ConvBlock(nn.Module):
         x = Conv(self.features, self.kernel_size, name="conv")(x)
         scale = self.param("gn_scale", nn.initializers.ones, (self.features,))
         bias = self.param("gn_bias", nn.initializers.zeros, (self.features,))
-        return mish(group_norm(x, scale, bias))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return mish(group_norm(wide, scale, bias)).astype(jnp.promote_types(x.dtype, _as(scale, x).dtype))
 
 
 class ResidualBlock(nn.Module):
@@ -132,7 +134,7 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         h = ConvBlock(self.features, self.kernel_size, name="block0")(x)
-        h = h + nn.Dense(self.features, name="time")(mish(embedding))[..., None, :]
+        h = h + _as(nn.Dense(self.features, name="time")(mish(embedding)), h)[..., None, :]
         h = ConvBlock(self.features, self.kernel_size, name="block1")(h)
         return h + (x if x.shape[-1] == self.features else Conv(self.features, 1, name="res")(x))
 
@@ -222,6 +224,7 @@ class TemporalUNet(nn.Module):
     mults: tuple[int, ...] = (1, 2, 4, 8)
     layout: str = "networld"
     num_tasks: int = 0  # rows of the task embedding; 0: no task index
+    compute_dtype: DTypeLike | None = None  # of convolutions and activations, e.g. bfloat16; None = that of x
 
     @nn.compact
     def __call__(
@@ -248,6 +251,7 @@ class TemporalUNet(nn.Module):
         _check_inputs(x, k, self.out_channels)
         layout = get_layout(self.layout)
         check_horizon(x.shape[-2], self.layout, self.mults)
+        dtype_out, x = x.dtype, x if self.compute_dtype is None else x.astype(self.compute_dtype)
         widths = [self.width * m for m in self.mults]
         embedding = _embed(k, task_index, self.width, self.num_tasks, condition)
         deepest, skips = _down_path(x, embedding, widths, layout, layout.downsample_last)
@@ -257,7 +261,8 @@ class TemporalUNet(nn.Module):
         h = _up_path(h, skips, embedding, widths, layout)
         h = ConvBlock(self.width, name="final_block")(h)
         out = Conv(self.out_channels, 1, kernel_init=nn.initializers.zeros, name="final_conv")(h)
-        return (out, (deepest, embedding)) if return_features else out
+        out = out.astype(jnp.promote_types(out.dtype, dtype_out))
+        return (out, (deepest.astype(out.dtype), embedding)) if return_features else out
 
 
 class ReturnHead(nn.Module):
@@ -284,22 +289,24 @@ class ReturnClassifier(nn.Module):
     layout: str = "networld"
     num_tasks: int = 0
     num_outputs: int = 1  # scalars (1, or several returns at once), or M logits over bins
+    compute_dtype: DTypeLike | None = None  # of convolutions and activations, e.g. bfloat16; None = that of x
 
     @nn.compact
     def __call__(self, x: jax.Array, k: jax.Array, task_index: jax.Array | None = None) -> jax.Array:
         """Arguments as in `TemporalUNet`."""
         _check_inputs(x, k)
         layout = get_layout(self.layout)
+        dtype_out, x = x.dtype, x if self.compute_dtype is None else x.astype(self.compute_dtype)
         widths = [self.width * m for m in self.mults]
         embedding = _embed(k, task_index, self.width, self.num_tasks)
         x, _ = _down_path(x, embedding, widths, layout, downsample_last=True)
         if layout.num_mid_blocks == 0:
-            return ReturnHead(self.num_outputs, name="head")(x, embedding)
+            return ReturnHead(self.num_outputs, name="head")(x.astype(dtype_out), embedding)
         for b in range(layout.num_mid_blocks):
             width = widths[-1] // 2 ** (b + 1)
             x = ResidualBlock(width, name=f"mid{b}")(x, embedding)
             x = Conv(width, 3, stride=2, name=f"mid{b}_ds")(x)
-        flat = _flatten(x)
+        flat = _flatten(x.astype(dtype_out))
         hidden = jnp.concatenate([flat, embedding], axis=-1)
         hidden = mish(nn.Dense(flat.shape[-1] // 2, name="fc0")(hidden))
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="fc1")(hidden)
@@ -453,6 +460,11 @@ class DecisionTransformer(nn.Module):
             x = CausalBlock(self.num_heads, self.dropout, name=f"block{i}")(x, mask, deterministic)
         x = nn.LayerNorm(name="norm_out")(x).reshape(batch, steps, 3, self.width)[:, :, 1]
         return InverseDynamics(self.action_dim, self.num_bins, hidden=(), name="logits")(x)
+
+
+def _as(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """The parameter in the type of x where that is a half-precision one; weights themselves stay float32."""
+    return parameter.astype(x.dtype) if x.dtype in (jnp.bfloat16, jnp.float16) else parameter
 
 
 def _flatten(x: jax.Array) -> jax.Array:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from networld_envs.types import Policy
 from networld_jax import sampling
+from networld_jax.diffusion import predict_x0
 from networld_jax.mean_field import mean_field
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.types import Params, Plan, PlannerConfig, TaskStats
@@ -28,8 +30,9 @@ class PolicyParams:
     stats: TaskStats
 
 
-ImagineFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(policy_params, keys [S], z [S, D], m [S, D]) -> x [S, H, 2D]: the present in row 0, the imagined future below."""
+ImagineFn = Callable[..., jax.Array]
+"""(policy_params, keys [S], z [S, D], m [S, D]) -> x [S, H, 2D]: the present in row 0, the imagined future below. With
+`PlannerConfig.warm_start` also given previous= [S, H, 2D], the plan of the step before."""
 
 GuidanceFn = Callable[[PolicyParams, jax.Array], sampling.PredictFn]
 """(policy_params, keys [S]) -> gradient function (x [S, H, 2D], k [S]) -> [S, H, 2D] that plans ascend."""
@@ -115,43 +118,68 @@ def diffusion_imagination(
 ) -> ImagineFn:
     """Guided sampling: x0 <- x0 + w sigma_k^2 grad_x J(x_k, k), first row clamped to the present after every step.
 
-    `guidance` replaces the gradient (None: `return_gradient`).
+    With `warm_start` = s only the s K cleanest levels are denoised, from the previous plan a step on (Janner et al.
+    2022): x = signal_k shift(previous) + sigma_k noise. `guidance` replaces the gradient (None: that of the return,
+    in one pass with the prediction).
     """
-    guidance = guidance or return_gradient(world_model, task)
     index = world_model.task_index(task)
     mask = world_model.channel_mask(task)
+    levels = planning_levels(schedule.num_steps, config)
 
-    def imagine(policy_params, keys, z, m):
+    def imagine(policy_params, keys, z, m, previous=None):
         params, present = policy_params.params, jnp.concatenate([z, m], -1)
         task_index = jnp.full(z.shape[0], index, jnp.int32)
 
-        def predict(x, k):
-            return world_model.predict(params, task_index, x, k) * mask[None, None, :]
+        def as_x0(x, k, prediction):
+            prediction = prediction * mask[None, None, :]
+            return predict_x0(x, k, prediction, schedule) if world_model.config.prediction == "noise" else prediction
 
-        if world_model.config.prediction == "noise":
-            predict = sampling.from_noise_prediction(predict, schedule)
+        def predict(x, k):
+            return as_x0(x, k, world_model.predict(params, task_index, x, k))
+
+        def predict_and_score(x, k):
+            prediction, score = world_model.predict_both(params, task_index, x, k)
+            return as_x0(x, k, prediction), score
+
         if config.guide_scale:
             factor_fn = sampling.sigma_squared(schedule, config.guide_scale)
-            predict = sampling.guided(predict, guidance(policy_params, keys), factor_fn)
+            if guidance is None:
+                predict = sampling.guided_jointly(sampling.value_and_gradient(predict_and_score), factor_fn)
+            else:
+                predict = sampling.guided(predict, guidance(policy_params, keys), factor_fn)
         return sampler(
             keys,
             predict,
             schedule,
             (world_model.config.horizon, present.shape[-1]),
             condition_fn=lambda x: (x * mask[None, None, :]).at[:, 0].set(present),
-            num_steps=config.num_steps,
+            levels=levels,
             initial_noise_scale=config.initial_noise_scale,
+            initial_x0=None if previous is None else shift_plan(previous).at[:, 0].set(present),
             clip=config.latent_clip,
         )
 
     return imagine
 
 
+def planning_levels(num_levels: int, config: PlannerConfig) -> np.ndarray:
+    """Levels a planner's sampler visits: from the noisiest, or with `warm_start` from the cleaner ones."""
+    if not config.warm_start:
+        return sampling.sampling_levels(num_levels, config.num_steps)
+    used = max(1, round(config.warm_start * num_levels))
+    return sampling.sampling_levels(used, min(config.num_steps, used))
+
+
+def shift_plan(x: jax.Array) -> jax.Array:
+    """The plan [..., H, 2D] as seen one step later: rows 1..H-1, the last one twice."""
+    return jnp.concatenate([x[..., 1:, :], x[..., -1:, :]], axis=-2)
+
+
 def repeat_present(world_model: WorldModel) -> ImagineFn:
     """Control without a world model: the future equals the present, so the inverse dynamics acts alone."""
 
-    def imagine(policy_params, keys, z, m):
-        del policy_params, keys
+    def imagine(policy_params, keys, z, m, previous=None):
+        del policy_params, keys, previous
         return jnp.tile(jnp.concatenate([z, m], -1)[:, None], (1, world_model.config.horizon, 1))
 
     return imagine
@@ -161,8 +189,8 @@ def random_imagination(world_model: WorldModel, task: str) -> ImagineFn:
     """Control without a world model: the future is standard normal noise."""
     mask = world_model.channel_mask(task)
 
-    def imagine(policy_params, keys, z, m):
-        del policy_params
+    def imagine(policy_params, keys, z, m, previous=None):
+        del policy_params, previous
         present = jnp.concatenate([z, m], -1)
         shape = (world_model.config.horizon, present.shape[-1])
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
@@ -205,18 +233,20 @@ def make_agent_plans(
     world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
 ) -> Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], Plan]:
     """plans(policy_params, keys [S], z [S, D], m [S, D]) -> Plan of S agents, each with a key of its own: an agent
-    alone plans what it would plan among others."""
+    alone plans what it would plan among others. `previous` [S, H, 2D], the plans of the step before, is passed on to
+    `imagine_fn`."""
     score = rank_by_return(world_model, task)
     rank_fn = rank_fn or score
 
-    def plans(policy_params, keys, z, m):
+    def plans(policy_params, keys, z, m, previous=None):
         num_agents = z.shape[0]
+        earlier = {} if previous is None else {"previous": jnp.repeat(previous, num_candidates, axis=0)}
         if num_candidates == 1:
-            x = imagine_fn(policy_params, keys, z, m)
+            x = imagine_fn(policy_params, keys, z, m, **earlier)
             return Plan(x, score(policy_params, z, m, None, x), decode_plans(world_model, task, policy_params, x))
         keys = jax.vmap(lambda k: jax.random.split(k, num_candidates))(keys).reshape(-1)
         z, m = (jnp.repeat(v, num_candidates, axis=0) for v in (z, m))
-        x = imagine_fn(policy_params, keys, z, m)
+        x = imagine_fn(policy_params, keys, z, m, **earlier)
         action = decode_plans(world_model, task, policy_params, x)
         ranked = rank_fn(policy_params, z, m, action, x).reshape(num_agents, num_candidates)
         best = jnp.argmax(ranked, -1) + num_candidates * jnp.arange(num_agents)
@@ -233,9 +263,9 @@ def make_plan(
     with fold_in(key, i)."""
     plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn)
 
-    def plan(policy_params, key, z, m):
+    def plan(policy_params, key, z, m, previous=None):
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(z.shape[0]))
-        return plans(policy_params, keys, z, m)
+        return plans(policy_params, keys, z, m, previous)
 
     return plan
 
@@ -272,6 +302,14 @@ def exchange(buffer: MessageBuffer, message: jax.Array) -> tuple[jax.Array, Mess
     return in_flight[0], MessageBuffer(jnp.concatenate([in_flight[1:], message[None]]), buffer.t + 1)
 
 
+@struct.dataclass
+class WarmCarry:
+    """What a planner that starts from its last plan remembers."""
+
+    messages: MessageBuffer
+    x: jax.Array  # [N, H, 2D] last plan; before the first one, overwritten by the present
+
+
 def message_bytes(world_model: WorldModel, task: str, num_bits: int) -> int:
     """Bytes an agent broadcasts per step: its latent's used channels at `num_bits` (0 = 32) each."""
     used = int(world_model.channel_mask(task).sum()) // 2
@@ -303,17 +341,27 @@ def make_planner(
 
     def init(key, num_agents):
         del key
-        return init_messages(num_agents, world_model.config.latent_dim, delay)
+        messages = init_messages(num_agents, world_model.config.latent_dim, delay)
+        if not config.warm_start:
+            return messages
+        horizon, channels = world_model.config.horizon, 2 * world_model.config.latent_dim
+        return WarmCarry(messages, jnp.zeros((num_agents, horizon, channels)))
 
     def act(key, policy_params, carry, obs, adjacency, env_state):
         del env_state
         loss_key, plan_key = jax.random.split(key)
         z = world_model.encode(policy_params.params, policy_params.stats, task, obs)
-        heard, carry = exchange(carry, quantise(z, config.message_bits, config.message_range))
+        messages = carry.messages if config.warm_start else carry
+        is_first = messages.t == 0
+        heard, messages = exchange(messages, quantise(z, config.message_bits, config.message_range))
         if config.message_loss:
             adjacency = adjacency * jax.random.bernoulli(loss_key, 1.0 - config.message_loss, adjacency.shape)
         m = mean_field(heard, adjacency)
-        return plan(policy_params, plan_key, z, m).action, carry
+        if not config.warm_start:
+            return plan(policy_params, plan_key, z, m).action, messages
+        still = jnp.broadcast_to(jnp.concatenate([z, m], -1)[:, None], carry.x.shape)
+        result = plan(policy_params, plan_key, z, m, jnp.where(is_first, still, carry.x))
+        return result.action, WarmCarry(messages, result.x)
 
     return Policy(
         init,

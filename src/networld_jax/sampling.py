@@ -24,6 +24,7 @@ from networld_jax.diffusion import predict_x0
 from networld_jax.schedules import Level, NoiseSchedule
 
 PredictFn = Callable[[jax.Array, jax.Array], jax.Array]  # (x [B, H, C], k [B] int32) -> x0 [B, H, C]
+PredictAndGradFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (x, k) -> (x0, gradient like x)
 FactorFn = Callable[[jax.Array], jax.Array]  # k [B] -> [B]
 
 
@@ -35,7 +36,8 @@ class SamplingOptions(TypedDict, total=False):
     levels: Sequence[int] | None  # S+1 falling steps instead: evaluated at all but the last, -1 = clean; from num_steps
     pre_step_fn: Callable[[jax.Array, jax.Array], jax.Array] | None  # (x, k [B]) -> x before each evaluation; None
     noise: jax.Array | None  # recorded draws [1 + draws, B, H, C]: the initial x, then one per noisy step; from keys
-    initial_noise_scale: float  # factor of the initial x, low-temperature sampling; 1
+    initial_noise_scale: float  # factor of the initial noise, low-temperature sampling; 1
+    initial_x0: jax.Array | None  # [B, H, C] start from it, noised to the first level, and not from pure noise; None
     step_noise_scale: float  # factor of the noise of every step; 1
     clip: float | None  # x0 predictions are clipped to [-clip, clip], after guidance; None
     return_chain: bool  # also return x at every level [S+1, B, H, C], the initial one first; False
@@ -207,8 +209,32 @@ def guided(predict_fn: PredictFn, grad_fn: PredictFn, factor_fn: FactorFn) -> Pr
       factor_fn: k [B] -> [B], see `sigma_squared`, `sigma_squared_over_signal`.
     """
 
+    return guided_jointly(lambda x, k: (predict_fn(x, k), grad_fn(x, k)), factor_fn)
+
+
+def guided_jointly(predict_and_grad_fn: PredictAndGradFn, factor_fn: FactorFn) -> PredictFn:
+    """`guided` for networks that share work: predict_and_grad_fn(x, k) -> (x0, gradient), in one pass."""
+
     def predict(x: jax.Array, k: jax.Array) -> jax.Array:
-        return predict_fn(x, k) + factor_fn(k)[:, None, None] * grad_fn(x, k)
+        x0, gradient = predict_and_grad_fn(x, k)
+        return x0 + factor_fn(k)[:, None, None] * gradient
+
+    return predict
+
+
+def value_and_gradient(both_fn: PredictAndGradFn) -> PredictAndGradFn:
+    """(x0, gradient of the sum of scores) out of both_fn(x, k) -> (x0, score [B]).
+
+    One forward pass; backwards goes only through what the score depends on.
+    """
+
+    def predict(x: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def total(x):
+            x0, score = both_fn(x, k)
+            return score.sum(), x0
+
+        (_, x0), gradient = jax.value_and_grad(total, has_aux=True)(x)
+        return x0, gradient
 
     return predict
 
@@ -293,6 +319,7 @@ def _reverse(
     pre_step_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     noise: jax.Array | None = None,
     initial_noise_scale: float = 1.0,
+    initial_x0: jax.Array | None = None,
     step_noise_scale: float = 1.0,
     clip: float | None = None,
     return_chain: bool = False,
@@ -317,7 +344,12 @@ def _reverse(
         x = condition_fn(update(x, x0, context))
         return (x, x0), (x if return_chain else None)
 
-    first = condition_fn(initial_noise_scale * draw(0))
+    first = initial_noise_scale * draw(0)
+    if initial_x0 is not None:
+        chex.assert_equal_shape([initial_x0, first])
+        start = schedule.level(int(levels[0]))
+        first = start.signal * initial_x0 + start.sigma * first
+    first = condition_fn(first)
     befores = np.append(np.int32(schedule.num_steps), levels[:-2])
     jumps = tuple(jnp.asarray(column) for column in (np.arange(num_jumps), befores, levels[:-1], levels[1:]))
     (x, _), tail = jax.lax.scan(step, (first, jnp.zeros_like(first)), jumps)

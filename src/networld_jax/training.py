@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from networld_jax.datasets import sample_segments
+from networld_jax.datasets import num_starts, sample_places, sample_segments, windows
 from networld_jax.losses import Stats, joint_loss
 from networld_jax.schedules import NoiseSchedule
-from networld_jax.types import LossConfig, Params, TrainState, Trajectories
+from networld_jax.types import LossConfig, Params, Segments, TrainState, Trajectories
 
 PER_TASK = ("encoder", "decoder", "inverse_dynamics", "value", "action_value")
 SHARED = ("denoiser", "classifier")
@@ -170,3 +172,73 @@ def multi_task_sampler(
         return batch, stats
 
     return sample
+
+
+# ------------------------------------------------------------------------------------- data larger than the device
+
+
+def stream_windows(
+    key: jax.Array,
+    data: Mapping[str, Trajectories],
+    segments_per_task: Mapping[str, int],
+    horizon: int,
+    message_delays: Mapping[str, int],
+    num_updates: int,
+    first_update: int = 0,
+) -> Iterator[dict[str, Segments]]:
+    """Batches for `make_streaming_epoch`, leaves [num_updates, B, ...], without end; the trajectories stay on the host.
+
+    Places are drawn with the keys that `make_epoch` and `multi_task_sampler` use, so training sees the same batches as
+    with data on the device. While the caller computes with one batch, a thread gathers the next and sends it to the
+    device: two are alive at a time.
+
+    Args:
+      key: the one given to the epoch.
+      data: {task: Trajectories} of NumPy arrays (memory-mapped ones too).
+      first_update: update number of the first batch, for a resumed run.
+    """
+    shapes = {task: trajectories.reward.shape[:2] for task, trajectories in data.items()}
+    choices = {task: (runs, num_starts(length, horizon)) for task, (runs, length) in shapes.items()}
+
+    @jax.jit
+    def places(first):
+        def one(step):
+            sample_key, _ = jax.random.split(jax.random.fold_in(key, step))
+            return {
+                task: sample_places(jax.random.fold_in(sample_key, i), *choices[task], count)
+                for i, (task, count) in enumerate(segments_per_task.items())
+            }
+
+        return jax.vmap(one)(first + jnp.arange(num_updates))
+
+    def batch(first):
+        gathered = {}
+        for task, where in jax.tree.map(np.asarray, places(jnp.int32(first))).items():
+            flat = windows(data[task], where.reshape(-1, 2), horizon, message_delays[task])
+            gathered[task] = jax.tree.map(lambda x: x.reshape(num_updates, -1, *x.shape[1:]), flat)
+        return jax.device_put(gathered)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(batch, first_update)
+        while True:
+            current, first_update = upcoming.result(), first_update + num_updates
+            upcoming = thread.submit(batch, first_update)
+            yield current
+
+
+def make_streaming_epoch(
+    update: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """`make_epoch` on batches of `stream_windows`: (state, (batches, stats), key) -> (state, mean metrics)."""
+
+    def epoch(state: TrainState, batches_and_stats: Any, key: jax.Array):
+        batches, stats = batches_and_stats
+
+        def body(state, batch):
+            _, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+            return update(state, (batch, stats), loss_key)
+
+        state, metrics = jax.lax.scan(body, state, batches)
+        return state, jax.tree.map(lambda x: x.mean(0), metrics)
+
+    return epoch

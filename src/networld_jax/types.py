@@ -116,9 +116,16 @@ class WorldModelConfig:
     num_return_bins: int = 0  # M of the classifier's two-hot head; 0 = scalar head
     return_range: float = 5.0  # bins of the two-hot head span +- this many standard deviations
     num_action_bins: int = 41  # M per component of a box action
+    shared_trunk: bool = False  # the classifier is a head on the denoiser's down path: one forward pass gives both
+    compute_dtype: str = "float32"  # of convolutions; "bfloat16" for accelerators (weights, sums, sampler: float32)
 
     def __post_init__(self):
-        for name, allowed in (("encoder", ("identity", "mlp")), ("prediction", ("x0", "noise"))):
+        choices = {
+            "encoder": ("identity", "mlp"),
+            "prediction": ("x0", "noise"),
+            "compute_dtype": ("float32", "bfloat16"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name in ("latent_dim", "horizon", "width", "diffusion_steps", "num_action_bins"):
@@ -162,3 +169,8 @@ class PlannerConfig:
     message_loss: float = 0.0  # probability that one neighbour's message is lost
     message_bits: int = 4  # quantisation of every latent entry of a message; 0 = float32
     message_range: float = 3.0  # latents beyond +- this many standard deviations are clipped in messages
+    warm_start: float = 0.0  # share of the K levels denoised, from the shifted previous plan; 0 = from pure noise
+
+    def __post_init__(self):
+        if not 0.0 <= self.warm_start <= 1.0:
+            raise ValueError(f"warm_start must lie in [0, 1] (share of the diffusion steps), got {self.warm_start}")

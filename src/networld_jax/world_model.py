@@ -35,6 +35,7 @@ class WorldModel(NamedTuple):
     return_outputs: Callable[..., jax.Array]  # (params, task_index [B], x, k) -> [B, 1 or M] raw classifier output
     return_bins: jax.Array | None  # [M] of the two-hot head in standardised units; None = scalar head
     predict_return: Callable[..., jax.Array]  # (params, task_index [B], x, k) -> [B] standardised return
+    predict_both: Callable[..., tuple[jax.Array, jax.Array]]  # (params, task_index, x, k) -> (predict, predict_return)
     action_logits: Callable[..., jax.Array]  # (params, stats, task, z, m, z_next [..., D]) -> [..., A, M]
     decode_action: Callable[..., jax.Array]  # (stats, logits [..., A, M]) -> [..., A] probability-weighted mean
     value: Callable[..., jax.Array]  # (params, task, z, m) -> [...] standardised return
@@ -69,8 +70,14 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
         )
     order = {name: index for index, name in enumerate(specs)}
     dim = config.latent_dim
+    compute_dtype = None if config.compute_dtype == "float32" else jnp.dtype(config.compute_dtype)
     unet = networks.TemporalUNet(
-        out_channels=2 * dim, width=config.width, mults=config.width_mults, layout=config.layout, num_tasks=len(specs)
+        out_channels=2 * dim,
+        width=config.width,
+        mults=config.width_mults,
+        layout=config.layout,
+        num_tasks=len(specs),
+        compute_dtype=compute_dtype,
     )
     bins = None
     if config.num_return_bins:
@@ -81,7 +88,9 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
         mults=config.width_mults,
         layout=config.layout,
         num_tasks=len(specs),
+        compute_dtype=compute_dtype,
     )
+    head = networks.ReturnHead(num_outputs=config.num_return_bins or 1)  # what is left of it with a shared trunk
     encoder = networks.ScenarioEncoder(latent_dim=dim, hidden=config.encoder_hidden)
     value_head = networks.MLP(features=(*config.value_hidden, 1))
     decoders = {
@@ -100,10 +109,12 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
         shared_key = jax.random.fold_in(key, len(specs))
         unet_key, classifier_key = jax.random.split(shared_key)
         x, k = jnp.zeros((1, config.horizon, 2 * dim)), jnp.zeros(1, jnp.int32)
-        params = {
-            "denoiser": unet.init(unet_key, x, k, k)["params"],
-            "classifier": classifier.init(classifier_key, x, k, k)["params"],
-        }
+        denoiser = unet.init(unet_key, x, k, k)["params"]
+        if config.shared_trunk:
+            _, features = unet.apply({"params": denoiser}, x, k, k, return_features=True)
+            params = {"denoiser": denoiser, "classifier": {"head": head.init(classifier_key, *features)["params"]}}
+        else:
+            params = {"denoiser": denoiser, "classifier": classifier.init(classifier_key, x, k, k)["params"]}
         per_task = {"encoder": {}, "decoder": {}, "inverse_dynamics": {}, "value": {}, "action_value": {}}
         z = jnp.zeros((1, dim))
         for name, spec in specs.items():
@@ -132,12 +143,25 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
     def predict(params, task_index, x, k):
         return unet.apply({"params": params["denoiser"]}, x, k, task_index)
 
+    def predict_with_outputs(params, task_index, x, k):
+        if not config.shared_trunk:
+            outputs = classifier.apply({"params": params["classifier"]}, x, k, task_index)
+            return predict(params, task_index, x, k), outputs
+        prediction, features = unet.apply({"params": params["denoiser"]}, x, k, task_index, return_features=True)
+        return prediction, head.apply({"params": params["classifier"]["head"]}, *features)
+
     def return_outputs(params, task_index, x, k):
-        return classifier.apply({"params": params["classifier"]}, x, k, task_index)
+        return predict_with_outputs(params, task_index, x, k)[1]  # what it does not need is never computed
+
+    def scalar_return(outputs):
+        return outputs[..., 0] if bins is None else from_two_hot(outputs, bins)
 
     def predict_return(params, task_index, x, k):
-        outputs = return_outputs(params, task_index, x, k)
-        return outputs[..., 0] if bins is None else from_two_hot(outputs, bins)
+        return scalar_return(return_outputs(params, task_index, x, k))
+
+    def predict_both(params, task_index, x, k):
+        prediction, outputs = predict_with_outputs(params, task_index, x, k)
+        return prediction, scalar_return(outputs)
 
     def action_logits(params, stats, task, z, m, z_next):
         logits = inverse[task].apply({"params": params["inverse_dynamics"][task]}, jnp.concatenate([z, m, z_next], -1))
@@ -172,6 +196,7 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
         return_outputs=return_outputs,
         return_bins=bins,
         predict_return=predict_return,
+        predict_both=predict_both,
         action_logits=action_logits,
         decode_action=decode_action,
         value=value,

@@ -1,0 +1,1 @@
+"""Reference implementations that the library is compared with; not part of the installed package."""

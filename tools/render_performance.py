@@ -1,0 +1,134 @@
+"""Fills the generated blocks of docs/performance.md from results/benchmark.json and draws its plots.
+
+python -m tools.render_performance            writes docs/performance.md and docs/figures/performance_*.png
+python -m tools.render_performance --check    fails when docs/performance.md is not up to date
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cost_model
+from experiments.benchmark import SUITES
+from experiments.tables import markdown_table
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs/performance.md"
+
+Row = dict[str, Any]
+
+
+def read() -> list[Row]:
+    """Published rows and, beside them, none if nothing has been published."""
+    path = ROOT / "results/benchmark.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def number(value: float | None, form: str = ".3g", factor: float = 1.0, unit: str = "") -> str:
+    """A cell; empty for None."""
+    if value is None:
+        return ""
+    value *= factor
+    return (f"{value:,.0f}" if form == ".3g" and abs(value) >= 1000 else f"{value:{form}}") + unit
+
+
+def suite_block(rows: Sequence[Row], suite: str) -> str:
+    """The table of one suite, headed by device, versions and command."""
+    own = [r for r in rows if r["suite"] == suite]
+    if not own:
+        return f"Not measured yet: `python -m experiments.benchmark --suite={suite}` fills this table.\n"
+    first = own[0]
+    versions = first["versions"]
+    intro = (
+        f"{first['device']}, {first['cores']} core(s) used, jax {versions['jax']}, Python {versions['python']}: "
+        f"`{first['command']}`\n\n"
+    )
+    header = ["", "value", "ratio", "to", "share of peak", "compile", "memory"]
+    cells = [
+        [
+            r["name"],
+            f"{number(r['value'])} {r['unit']}",
+            number(r["ratio"], unit=" x"),
+            r["baseline"] or "",
+            number(r["share_of_peak"], ".0f", 100, " %"),
+            number(r.get("compile_s"), ".1f", 1, " s"),
+            number(r.get("memory_bytes"), ".3g", 2**-20, " MiB"),
+        ]
+        for r in own
+    ]
+    if any(r["return_delta"] is not None for r in own):
+        header.append("return against the teacher / span")
+        cells = [c + [number(r["return_delta"], "+.3f")] for c, r in zip(cells, own, strict=True)]
+    text = intro + markdown_table(header, cells)
+    shares = [(r["name"], r["share_of_time"]) for r in own if r.get("share_of_time")]
+    if shares:
+        parts = list(shares[0][1])
+        lines = [[name, *(f"{100 * share[part]:.0f} %" for part in parts)] for name, share in shares]
+        text += "\n" + markdown_table(["time of a step goes to", *parts], lines)
+    return text
+
+
+def blocks(rows: Sequence[Row]) -> dict[str, str]:
+    """Block name -> text."""
+    return {suite: suite_block(rows, suite) for suite in SUITES} | {"cost_model": cost_model.table(rows)}
+
+
+def render(text: str, rows: Sequence[Row]) -> str:
+    """The document with every generated block replaced. Raises ValueError for a block that it lacks."""
+    for name, content in blocks(rows).items():
+        pattern = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{DOCUMENT.name} has no block <!-- {name}:begin --> ... <!-- {name}:end -->")
+        text = pattern.sub(lambda m, c=content: m.group(1) + c + m.group(2), text)
+    return text
+
+
+def draw(rows: Sequence[Row]) -> list[Path]:
+    """Steps per second against the number of environments, and the ladder of samplers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    paths = []
+    env = [r for r in rows if r["suite"] == "env"]
+    if env:
+        figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+        for task in dict.fromkeys(r["name"].split(",")[0] for r in env):
+            points = [r for r in env if r["name"].startswith(f"{task},") and "loop" not in r["name"]]
+            counts = [r["sizes"]["environments"] for r in points]
+            line = axes.loglog(counts, [r["value"] for r in points], "o-", label=task)[0]
+            for r in env:
+                if r["name"] == f"{task}, per-agent loop":
+                    axes.axhline(r["value"], ls=":", color=line.get_color())
+        axes.set(xlabel="environments at once", ylabel="environment steps / s", title="dotted: per-agent loop")
+        axes.legend(frameon=False)
+        paths.append(save(figure, "performance_env"))
+    sampler = [r for r in rows if r["suite"] == "sampler" and r["unit"] == "ms/plan"]
+    if sampler:
+        figure, axes = plt.subplots(figsize=(6, 0.3 * len(sampler) + 1), layout="constrained")
+        axes.barh([r["name"] for r in sampler][::-1], [r["value"] for r in sampler][::-1])
+        axes.set(xscale="log", xlabel="ms per plan")
+        paths.append(save(figure, "performance_sampler"))
+    return paths
+
+
+def save(figure: Any, name: str) -> Path:
+    path = ROOT / f"docs/figures/{name}.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+if __name__ == "__main__":
+    published = read()
+    wanted = render(DOCUMENT.read_text(), published)
+    if "--check" not in sys.argv:
+        DOCUMENT.write_text(wanted)
+        draw(published)
+    elif wanted != DOCUMENT.read_text():
+        sys.exit("docs/performance.md is not what results/ say: run python -m tools.render_performance")
