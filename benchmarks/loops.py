@@ -6,6 +6,7 @@ same arithmetic in float64 NumPy and the randomness of a step included, as in th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import networld_envs
+from benchmarks.numpy_cbf import ArrayNetwork
 from networld_envs import cbf_dynamics, ns_mobility
 from tests.reference import cbf_loop, ns_loop, rb_loop
 
@@ -25,12 +27,12 @@ class Loop(NamedTuple):
     env_steps_per_call: float  # a fraction where a call is part of a step
 
 
-def cbf() -> Loop:
-    """19 cells, default face, random beams."""
+def cbf(network: type = cbf_loop.LoopNetwork) -> Loop:
+    """19 cells, default face, random beams; `network` is the loop or `numpy_cbf.ArrayNetwork`."""
     env = networld_envs.make("cbf")
     params, rng = env.default_params, np.random.default_rng(0)
     state, _ = jax.jit(env.reset)(jax.random.key(0), params)
-    loop = cbf_loop.LoopNetwork(
+    loop = network(
         cbf_loop.LoopParams(
             adjacency=np.asarray(params.adjacency),
             responses=np.asarray(state.topology.responses) / np.sqrt(params.max_snr),
@@ -107,3 +109,5 @@ def ns(num_slots: int = 40) -> Loop:
 
 
 LOOPS = {"cbf": cbf, "rb": rb, "ns": ns}
+ARRAYS = {"cbf": functools.partial(cbf, ArrayNetwork)}
+"""Vectorised NumPy forms, where there are any."""

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.numpy_cbf import ArrayNetwork
 from networld_envs import cbf_dynamics, cbf_links, cbf_observation, channel, make
 from networld_envs.cbf_hermitian import hermitian_eigen, hermitian_to_reals, reals_to_hermitian, recompose
 from tests.reference.cbf_loop import LoopNetwork, LoopParams, LoopReference
@@ -76,6 +77,28 @@ def test_reference_face_parity_with_loop():
             np.testing.assert_allclose(timestep.reward, reward, rtol=1e-6, atol=1e-6)
             if t >= 2:  # by then both memories come from the same slots
                 np.testing.assert_allclose(timestep.obs, obs, rtol=1e-9)
+
+
+def test_ranks_are_the_places_of_a_stable_sort():
+    """Ties go to the lower index, the diagonal comes last whatever it holds."""
+    received = np.random.default_rng(0).integers(0, 4, (9, 9)).astype(np.float32)
+    order = np.argsort(-np.where(np.eye(9, dtype=bool), -1, received), axis=1, kind="stable")
+    np.testing.assert_array_equal(np.argsort(cbf_links.ranks(jnp.asarray(received)), axis=1), order)
+    np.testing.assert_array_equal(cbf_links.strongest(jnp.asarray(received), 5), order[:, :5])
+
+
+def test_the_numpy_form_of_the_benchmark_equals_the_loop():
+    env = make("cbf", num_cells=7)
+    state, _ = jax.jit(env.reset)(jax.random.key(3), env.default_params)
+    beams = np.sqrt(env.default_params.p_max_mw) * np.asarray(cbf_dynamics.normalised_beam(state))
+    fading = np.asarray(state.fading, complex)
+    forms = [form(loop_of(env, state), fading, beams) for form in (LoopNetwork, ArrayNetwork)]
+    rng = np.random.default_rng(4)
+    for action in random_actions(0, 7):
+        innovation = rng.normal(size=state.fading.shape) + 1j * rng.normal(size=state.fading.shape)
+        loop, arrays = (form.step(action, innovation) for form in forms)
+        for got, want in zip(arrays, loop[:3], strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
 # --- channel law -----------------------------------------------------------------------------------------------------

@@ -150,6 +150,14 @@ def direct_convolution(x, kernel, stride, padding):
     return np.stack(windows, axis=-2)
 
 
+FORMS = (
+    convolutions.conv1d_im2col,
+    convolutions.conv1d_trimmed,
+    convolutions.conv1d_lax,
+    convolutions.conv1d_lax_with_im2col_gradient,
+)
+
+
 @pytest.mark.parametrize(
     "length, width, stride, padding",
     [(8, 5, 1, (2, 2)), (2, 5, 1, (2, 2)), (1, 3, 2, (1, 1)), (8, 3, 2, (1, 1)), (7, 3, 2, (1, 1)), (4, 2, 1, (1, 0))],
@@ -158,9 +166,26 @@ def test_all_convolutions_are_the_definition(length, width, stride, padding):
     x = jax.random.normal(jax.random.key(0), (2, 3, length, 4))
     kernel = jax.random.normal(jax.random.key(1), (width, 4, 6))
     expected = direct_convolution(x, np.asarray(kernel), stride, padding)
-    forms = (convolutions.conv1d_im2col, convolutions.conv1d_trimmed, convolutions.conv1d_lax, convolutions.conv1d)
-    for convolve in forms:
+    for convolve in (*FORMS, convolutions.conv1d):
         np.testing.assert_allclose(convolve(x, kernel, stride, padding), expected, atol=1e-5)
+
+
+def test_all_convolutions_have_the_same_derivatives():
+    """Backwards to x and to the kernel, and forwards along both."""
+    x, dx = jax.random.normal(jax.random.key(0), (2, 2, 6, 3))
+    kernel, dk = jax.random.normal(jax.random.key(1), (2, 5, 3, 4))
+    cotangent = jax.random.normal(jax.random.key(2), (2, 6, 4))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(convolve):
+        apply = functools.partial(convolve, stride=1, padding=(2, 2))
+        only_x = jax.grad(lambda x: jnp.sum(apply(x, kernel) * cotangent))(x)
+        return *jax.vjp(apply, x, kernel)[1](cotangent), jax.jvp(apply, (x, kernel), (dx, dk))[1], only_x
+
+    results = [derivatives(convolve) for convolve in FORMS]
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, results[0])
+    assert np.abs(results[0][0]).max() > 1
 
 
 def test_trimmed_convolution_multiplies_no_padding():
@@ -173,11 +198,12 @@ def test_trimmed_convolution_multiplies_no_padding():
 
 
 def test_the_choice_of_convolution():
-    """Accelerators: XLA's own. CPU: windows without padding where an eighth of the products would be padding."""
-    same = (2, 2)
-    assert convolutions.fastest("gpu", 4, 5, 1, same) is convolutions.conv1d_lax
-    assert convolutions.fastest("cpu", 4, 5, 1, same) is convolutions.conv1d_trimmed
-    assert convolutions.fastest("cpu", 32, 5, 1, same) is convolutions.conv1d_im2col
+    """Accelerators: XLA's own. CPU: XLA's forwards where the input holds the kernel, and never its gradient."""
+    assert convolutions.fastest("gpu", 19, 4, 5, 1) is convolutions.conv1d_lax
+    assert convolutions.fastest("cpu", 19, 8, 5, 1) is convolutions.conv1d_lax_with_im2col_gradient
+    assert convolutions.fastest("cpu", 19, 4, 5, 1) is convolutions.conv1d_im2col
+    assert convolutions.fastest("cpu", 256, 4, 5, 1) is convolutions.conv1d_trimmed
+    assert convolutions.fastest("cpu", 19, 8, 3, 2) is convolutions.conv1d_im2col
 
 
 def test_half_precision_keeps_float32_sums_and_results():
@@ -309,8 +335,9 @@ def num_blocks(params):
 
 def test_sizes_and_costs_of_the_presets(monkeypatch):
     """Parameters and MFLOPs of the published network and of the paper's eight-block reading, at H = 32, width 32."""
+    monkeypatch.setattr(convolutions, "fastest", lambda *_: convolutions.conv1d_trimmed)
     _, trimmed = shapes_and_flops(networks.TemporalUNet(64, 32, layout="diffuser"), 32, 64)
-    assert trimmed / 1e6 == pytest.approx(31.5, rel=0.02)  # a fifth of the products is with padding; not done on CPU
+    assert trimmed / 1e6 == pytest.approx(31.5, rel=0.02)  # a fifth of the products is with padding
     monkeypatch.setattr(convolutions, "fastest", lambda *_: convolutions.conv1d_im2col)
     diffuser, flops = shapes_and_flops(networks.TemporalUNet(64, 32, layout="diffuser"), 32, 64)
     assert num_blocks(diffuser) == 16 and flops / 1e6 == pytest.approx(39.8, rel=0.02)
@@ -367,17 +394,13 @@ def test_encoder_latents_are_normalised_and_decodable():
     assert decoder.init_with_output(jax.random.key(2), latent)[0].shape == obs.shape
 
 
-@pytest.mark.parametrize("net", ["unet", "classifier"])
-def test_bfloat16_networks_stay_close_to_float32(net):
+def test_bfloat16_networks_stay_close_to_float32():
     """Same float32 weights, float32 in and out; activations of 8 bits through a dozen layers: per cent, not more."""
-    kind, options = {
-        "unet": (networks.TemporalUNet, dict(out_channels=4)),
-        "classifier": (networks.ReturnClassifier, {}),
-    }[net]
-    exact, half = kind(**options, **SMALL), kind(**options, **SMALL, compute_dtype=jnp.bfloat16)
+    options = dict(out_channels=4, width=8, mults=(1,))
+    exact, half = (networks.TemporalUNet(**options, compute_dtype=dtype) for dtype in (None, jnp.bfloat16))
     x, k = jax.random.normal(jax.random.key(0), (3, 8, 4)), jnp.array([0, 7, 19])
     params = {"params": random_params(exact, x, k)["params"]}
-    want, got = exact.apply(params, x, k), half.apply(params, x, k)
+    want, got = (jax.jit(net.apply)(params, x, k) for net in (exact, half))
     assert got.dtype == jnp.float32
     error = np.abs(got - want).max() / np.abs(want).max()
     assert 0 < error < 0.05

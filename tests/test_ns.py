@@ -215,3 +215,16 @@ def test_traces_replace_simulated_users():
 def test_errors_name_the_fix(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_ns(**kwargs)
+
+
+def test_looked_up_packets_are_those_of_the_laws(env):
+    """Every half word of every slice: the table holds what the laws give."""
+    params = env.default_params
+    gaps, bits = ns_traffic.packet_tables(params.traffic_load, params.urllc_size)
+    words = jnp.arange(1 << 16, dtype=jnp.uint32)
+    for n in range(3):
+        uniform = (words.astype(jnp.float32) + 0.5) / 65536
+        slice_index = jnp.full(words.shape, n)
+        rows = slice(n << 16, (n + 1) << 16)
+        np.testing.assert_array_equal(gaps[rows], ns_traffic.gap_slots(slice_index, uniform, params.traffic_load))
+        np.testing.assert_array_equal(bits[rows], ns_traffic.packet_bits(slice_index, uniform, params.urllc_size))

@@ -73,9 +73,38 @@ def suite_block(rows: Sequence[Row], suite: str) -> str:
     return text
 
 
+def distillation_block() -> str:
+    """Teacher and students in closed loop."""
+    path = ROOT / "results/distillation.json"
+    if not path.exists():
+        return "Not measured yet: `python -m experiments.distill --publish` fills this table.\n"
+    result = json.loads(path.read_text())
+    first = result["policies"]["teacher"]
+    task, model = result["held_out"], result["model"]
+    intro = (
+        f"Task `{task}`, teacher: the guided planner of the {model} model, {first['instances']} unseen "
+        f"networks x {result['steps']} steps, seed {result['seed']}; differences are paired and in units of the "
+        "random-expert span. "
+        f"`{result['command']}`\n\n"
+    )
+    lines = [
+        [
+            f"`{name}`",
+            f"{r['reward']:.3f} ± {r['sem']:.3f}",
+            f"{r['return_delta']:+.3f} ± {r['return_delta_sem']:.3f}",
+            f"{r['lower_bound']:+.3f}",
+            "" if name in ("teacher", "random", "expert") else ("yes" if r["non_inferior"] else "no"),
+        ]
+        for name, r in result["policies"].items()
+    ]
+    header = ["policy", "reward", "against teacher", "one-sided 95 % bound", "as good (2 % margin)"]
+    return intro + markdown_table(header, lines)
+
+
 def blocks(rows: Sequence[Row]) -> dict[str, str]:
     """Block name -> text."""
-    return {suite: suite_block(rows, suite) for suite in SUITES} | {"cost_model": cost_model.table(rows)}
+    suites = {suite: suite_block(rows, suite) for suite in SUITES}
+    return suites | {"distillation": distillation_block(), "cost_model": cost_model.table(rows)}
 
 
 def render(text: str, rows: Sequence[Row]) -> str:
@@ -100,7 +129,7 @@ def draw(rows: Sequence[Row]) -> list[Path]:
     if env:
         figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
         for task in dict.fromkeys(r["name"].split(",")[0] for r in env):
-            points = [r for r in env if r["name"].startswith(f"{task},") and "loop" not in r["name"]]
+            points = [r for r in env if r["name"].startswith(f"{task},") and r["name"].endswith("at once")]
             counts = [r["sizes"]["environments"] for r in points]
             line = axes.loglog(counts, [r["value"] for r in points], "o-", label=task)[0]
             for r in env:

@@ -40,11 +40,14 @@ def _rotate(a, v, p: int, q: int):
         v[r][p], v[r][q] = c * v[r][p] - s * phase * v[r][q], s * v[r][p] + c * phase * v[r][q]
 
 
-def hermitian_eigen(matrix: jax.Array, num_sweeps: int = 6) -> tuple[jax.Array, jax.Array]:
+def hermitian_eigen(matrix: jax.Array, num_sweeps: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues [..., K] (not sorted) and eigenvectors [..., K, K] (columns) of Hermitian [..., K, K].
 
-    Cyclic Jacobi converges quadratically; six sweeps reach float64 rounding. Only the upper triangle is read.
+    Cyclic Jacobi converges quadratically; four sweeps reach float32 rounding (of 3 x 3, with one to spare), six that
+    of float64: the default. Only the upper triangle is read.
     """
+    if num_sweeps is None:
+        num_sweeps = 4 if matrix.dtype == jnp.complex64 and matrix.shape[-1] <= 3 else 6
     chex.assert_equal(matrix.shape[-1], matrix.shape[-2])
     size = matrix.shape[-1]
     a = [[matrix[..., p, q] if q > p else matrix[..., p, p].real for q in range(size)] for p in range(size)]

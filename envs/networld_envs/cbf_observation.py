@@ -8,7 +8,15 @@ from flax import struct
 
 from networld_envs.cbf_dynamics import CBFState, measure
 from networld_envs.cbf_hermitian import hermitian_eigen, hermitian_to_reals, matrix_function, reals_to_hermitian
-from networld_envs.cbf_links import canonical_phase, interference_price, leakage_matrices, own, strongest, unit
+from networld_envs.cbf_links import (
+    canonical_phase,
+    interference_price,
+    leakage_matrices,
+    own,
+    ranks,
+    strongest,
+    unit,
+)
 from networld_envs.cbf_params import CBFParams, scope_mask
 from networld_envs.channel import squared_magnitude
 from networld_envs.types import Information
@@ -143,11 +151,12 @@ def max_slnr_direction(leakage: jax.Array, channel: jax.Array) -> jax.Array:
 def _interferers(received: jax.Array, rate: jax.Array, params: CBFParams) -> dict[str, jax.Array]:
     """Powers and rates of the strongest interferers of each user, slot t-1."""
     incoming = received.T  # [user, base station]
-    index = strongest(incoming, params.num_neighbours)
-    heard = jnp.take_along_axis(scope_mask(params), index, axis=1)
+    place = jnp.arange(params.num_neighbours).reshape(1, -1, 1)
+    chosen = ranks(incoming)[:, None, :] == place  # [N, U, N], one entry per row
+    pick = lambda values: jnp.sum(jnp.where(chosen, values[:, None, :], 0.0), axis=-1)  # noqa: E731
     return {
-        "interferer_power": lg(jnp.take_along_axis(incoming, index, axis=1)),
-        "interferer_rate": jnp.where(heard, rate[index], 0.0) / RATE_SCALE,
+        "interferer_power": lg(pick(incoming)),
+        "interferer_rate": pick(jnp.where(scope_mask(params), rate[None, :], 0.0)) / RATE_SCALE,
     }
 
 

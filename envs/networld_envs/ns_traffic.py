@@ -64,3 +64,15 @@ def packet_uniforms(words: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax
     halves = (words & 0xFFFF, words >> 16)
     gap_uniform, size_uniform = ((half.astype(dtype) + 0.5) / 65536 for half in halves)
     return gap_uniform, size_uniform
+
+
+def packet_tables(traffic_load: tuple[float, ...], urllc_size: str, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
+    """(gap in slots, size in bit) [3 * 65536] by slice_index * 65536 + half word: every packet there can be.
+
+    Arguments are static, so this is evaluated once, when a program is traced, and stands in it as two constants.
+    """
+    with jax.ensure_compile_time_eval():
+        every = jnp.tile(jnp.arange(1 << 16, dtype=jnp.uint32), 3)
+        slice_index = jnp.repeat(jnp.arange(3), 1 << 16)
+        uniform, _ = packet_uniforms(every, dtype)
+        return gap_slots(slice_index, uniform, traffic_load), packet_bits(slice_index, uniform, urllc_size)

@@ -201,10 +201,10 @@ def observe(state: NSState, params: NSParams) -> jax.Array:
 
 def _packets(cells: slots.Cells, words: jax.Array, params: NSParams, dtype) -> tuple[jax.Array, jax.Array]:
     """(size in bits, slots until the next one) [S + 1, V, 32] of a packet, should one arrive before that slot."""
-    gap_uniform, size_uniform = traffic.packet_uniforms(words, dtype)
-    slice_of = jnp.broadcast_to((cells.group % NUM_SLICES)[None], words.shape)
-    bits = traffic.packet_bits(slice_of, size_uniform, params.urllc_size)
-    return bits, traffic.gap_slots(slice_of, gap_uniform, params.traffic_load)
+    gaps, bits = traffic.packet_tables(params.traffic_load, params.urllc_size, dtype)
+    base = ((cells.group % NUM_SLICES) << 16).astype(jnp.uint32)[None]
+    look_up = lambda table, half: table.at[base | half].get(mode="promise_in_bounds")  # noqa: E731
+    return look_up(bits, words >> 16), look_up(gaps, words & 0xFFFF)
 
 
 @struct.dataclass

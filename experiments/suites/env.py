@@ -58,54 +58,63 @@ def stepper(env: Environment, num_envs: int, num_steps: int) -> tuple[measure.Pr
     return program, call, state_bytes
 
 
-def loop_calls(tasks: tuple[str, ...]) -> dict[str, Any]:
-    """{task: benchmarks.loops.Loop}, empty (with a line that says so) outside the repository."""
+def numpy_forms(task: str) -> dict[str, Any]:
+    """{"per-agent loop", "vectorised NumPy": benchmarks.loops.Loop} as far as there are any; empty (with a line that
+    says so) outside the repository."""
     try:
         from benchmarks import loops
     except ImportError as error:
         runtime.console.print(f"no per-agent loops ({error}): they are part of the repository, not of the package")
         return {}
-    return {task: loops.LOOPS[task]() for task in tasks if task in loops.LOOPS}
+    forms = {"per-agent loop": loops.LOOPS, "vectorised NumPy": loops.ARRAYS}
+    return {name: made[task]() for name, made in forms.items() if task in made}
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
     """All rows of the suite."""
     del workdir
-    c, rows = config.benchmark.env, []
-    loops = loop_calls(tuple(c.tasks))
-    for task in c.tasks:
-        env = settings.environment(config, task)
-        steppers = {count: stepper(env, count, c.steps_per_call[task]) for count in c.num_envs[task]}
-        calls = {str(count): call for count, (_, call, _) in steppers.items()}
-        work = {str(count): count * c.steps_per_call[task] for count in steppers}
-        if task in loops:
-            calls["loop"], work["loop"] = loops[task].call, loops[task].env_steps_per_call
-        times = measure.interleaved(calls, c.seconds_per_comparison, min_rounds=3)
-        rate = {name: work[name] / times[name].median for name in calls}
-        baseline = "loop" if "loop" in calls else min(calls, key=int)
-        label = lambda name: f"{task}, per-agent loop" if name == "loop" else f"{task}, {name} at once"  # noqa: B023, E731
-        for name in [baseline, *(n for n in calls if n != baseline)]:
-            program, _, state_bytes = steppers[int(name)] if name != "loop" else (None, None, None)
-            rows.append(
-                row(
-                    label(name),
-                    rate[name],
-                    "env steps/s",
-                    baseline=None if name == baseline else label(baseline),
-                    ratio=None if name == baseline else rate[name] / rate[baseline],
-                    dtype="float64" if name == "loop" else "float32",
-                    sizes=dict(
-                        agents=env.spec.max_agents,
-                        environments=1 if name == "loop" else int(name),
-                        slots_per_step=getattr(env.default_params, "window_slots", 1),
-                    ),
-                    us_per_step=1e6 / rate[name],
-                    p95_us_per_step=1e6 * times[name].p95 / work[name],
-                    trace_s=program and program.trace_s,
-                    compile_s=program and program.compile_s,
-                    memory_bytes=program and program.memory_bytes,
-                    state_bytes_per_env=state_bytes,
-                    memory_bytes_per_env=program and program.memory_bytes // int(name),
-                )
+    rows = []
+    for task in config.benchmark.env.tasks:
+        rows += task_rows(config, task)
+    return rows
+
+
+def task_rows(config: ml_collections.ConfigDict, task: str) -> list[Row]:
+    """One environment: NumPy forms, then the library at every number of environments."""
+    c, env = config.benchmark.env, settings.environment(config, task)
+    forms = numpy_forms(task)
+    steppers = {count: stepper(env, count, c.steps_per_call[task]) for count in c.num_envs[task]}
+    calls = {name: form.call for name, form in forms.items()}
+    work = {name: form.env_steps_per_call for name, form in forms.items()}
+    for count, (_, call, _) in steppers.items():
+        calls[f"{count} at once"], work[f"{count} at once"] = call, count * c.steps_per_call[task]
+    times = measure.interleaved(calls, c.seconds_per_comparison, min_rounds=3)
+    rate = {name: work[name] / times[name].median for name in calls}
+    baseline = next(iter(calls))
+    rows = []
+    for name, timing in times.items():
+        count = 1 if name in forms else int(name.split()[0])
+        program, _, state_bytes = (None, None, None) if name in forms else steppers[count]
+        rows.append(
+            row(
+                f"{task}, {name}",
+                rate[name],
+                "env steps/s",
+                baseline=None if name == baseline else f"{task}, {baseline}",
+                ratio=None if name == baseline else rate[name] / rate[baseline],
+                dtype="float64" if name in forms else "float32",
+                sizes=dict(
+                    agents=env.spec.max_agents,
+                    environments=count,
+                    slots_per_step=getattr(env.default_params, "window_slots", 1),
+                ),
+                us_per_step=1e6 / rate[name],
+                p95_us_per_step=1e6 * timing.p95 / work[name],
+                trace_s=program and program.trace_s,
+                compile_s=program and program.compile_s,
+                memory_bytes=program and program.memory_bytes,
+                state_bytes_per_env=state_bytes,
+                memory_bytes_per_env=program and program.memory_bytes // count,
             )
+        )
     return rows

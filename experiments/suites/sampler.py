@@ -294,8 +294,18 @@ def compare(c: ml_collections.ConfigDict, nets: Nets, reference: TorchSampler | 
     return rows
 
 
+def forward_and_back(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """(x, kernel) -> the convolution and its input gradient, as one level of a guided sampler needs them."""
+
+    def both(x, kernel):
+        out, pull = jax.vjp(lambda x: form(x, kernel, 1, (2, 2)), x)
+        return pull(out)[0]
+
+    return both
+
+
 def convolution_rows(c: ml_collections.ConfigDict) -> list[Row]:
-    """One convolution of every level of the U-Net, each implementation: what `convolutions.fastest` is based on."""
+    """One convolution of every level and its input gradient, each form: what `convolutions.fastest` is based on."""
     rows = []
     for i, mult in enumerate(c.mults):
         length, channels = c.horizon // 2**i, c.width * mult
@@ -304,14 +314,12 @@ def convolution_rows(c: ml_collections.ConfigDict) -> list[Row]:
             "lax": convolutions.conv1d_lax,
             "im2col": convolutions.conv1d_im2col,
             "trimmed": convolutions.conv1d_trimmed,
+            "lax, im2col gradient": convolutions.conv1d_lax_with_im2col_gradient,
         }
-        calls = {
-            name: functools.partial(jax.jit(form, static_argnums=(2, 3)), x, kernel, 1, (2, 2))
-            for name, form in forms.items()
-        }
+        calls = {name: functools.partial(jax.jit(forward_and_back(form)), x, kernel) for name, form in forms.items()}
         times = measure.interleaved(calls, 0.5, min_rounds=3, max_rounds=50)
-        useful = matmul_flops(lambda x: convolutions.conv1d_trimmed(x, kernel, 1, (2, 2)), x)  # noqa: B023
-        chosen = convolutions.fastest(jax.default_backend(), length, 5, 1, (2, 2))
+        useful = matmul_flops(forward_and_back(convolutions.conv1d_trimmed), x, kernel)
+        chosen = convolutions.fastest(jax.default_backend(), c.convolution_batch, length, 5, 1)
         for name, timing in times.items():
             rows.append(
                 row(

@@ -1,26 +1,30 @@
 """1-D convolutions over the time axis of x [..., L, C], with any number of leading axes.
 
-Three equal implementations behind `conv1d`, which picks one by backend and shape. On accelerators it is `lax.conv` in
-the layout [batch, time, channel]. On CPU XLA's own convolution falls to a naive loop when the input is shorter than the
-kernel, as it is at the deepest level of a U-Net (12x slower forward pass); there a convolution is one matrix product of
-its windows, or, where much of the windows would be padding, one product per output without the padding.
+Equal implementations behind `conv1d`, which picks one by backend and shape. On accelerators it is `lax.conv` in the
+layout [batch, time, channel]. On CPU XLA's convolution is the fastest there is for whole windows, but falls to a naive
+loop when the input is shorter than the kernel, as it is at the deepest level of a U-Net (40x slower), and in its own
+gradient (up to 40x). So the gradient is always that of a matrix product over windows laid side by side, and short
+inputs take that product forwards too, or, for many plans, one product per output without the padding.
 
 Sums are kept in at least float32 whatever the type of x.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 Padding = int | tuple[int, int]
 
-# On CPU: from this share of products with padding on, leaving them out pays for the smaller matrix products. Measured
-# on whole guided samplers (`experiments.benchmark --suite=sampler`): 1/8 takes in lengths up to 8 for width 5.
-TRIM_SHARE = 0.125
+# On CPU, from so many plans at once on: one product per output, on unpadded windows. It packs the kernel once per
+# output, which pays when the products are tall (`experiments.benchmark --suite=sampler` times all forms).
+TRIM_BATCH = 64
 
 
 def conv1d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None) -> jax.Array:
@@ -40,19 +44,20 @@ def conv1d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | 
     before, after = _both_sides(kernel.shape[0] // 2 if padding is None else padding)
     if kernel.shape[0] == 1 and stride == 1 and before == after == 0:
         return _matmul(x, kernel[0])
-    convolve = fastest(jax.default_backend(), x.shape[-2], kernel.shape[0], stride, (before, after))
+    batch, length = math.prod(x.shape[:-2]), x.shape[-2]
+    convolve = fastest(jax.default_backend(), batch, length, kernel.shape[0], stride)
     return convolve(x, kernel, stride, (before, after))
 
 
 def fastest(
-    backend: str, length: int, width: int, stride: int, padding: tuple[int, int]
+    backend: str, batch: int, length: int, width: int, stride: int
 ) -> Callable[[jax.Array, jax.Array, int, tuple[int, int]], jax.Array]:
-    """The implementation `conv1d` takes for an input of `length` on `backend` ("cpu", "gpu", "tpu")."""
+    """The implementation `conv1d` takes for inputs [batch, length, ...] on `backend` ("cpu", "gpu", "tpu")."""
     if backend != "cpu":
         return conv1d_lax
-    windows = _windows(length, width, stride, padding)
-    padded = sum(width - (high - low) for _, low, high in windows)
-    return conv1d_trimmed if padded >= TRIM_SHARE * width * len(windows) else conv1d_im2col
+    if stride == 1 and length >= width:
+        return conv1d_lax_with_im2col_gradient
+    return conv1d_trimmed if batch >= TRIM_BATCH else conv1d_im2col
 
 
 def conv1d_im2col(x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]) -> jax.Array:
@@ -86,6 +91,28 @@ def conv1d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int,
     # Without preferred_element_type: a wider result has no gradient rule, and accelerators sum bfloat16 in float32.
     y = jax.lax.conv_general_dilated(folded, kernel, (stride,), (padding,), dimension_numbers=("NWC", "WIO", "NWC"))
     return y.reshape(*x.shape[:-2], *y.shape[-2:])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def conv1d_lax_with_im2col_gradient(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]
+) -> jax.Array:
+    """`conv1d_lax` whose derivatives, forwards and backwards, are those of `conv1d_im2col`."""
+    return conv1d_lax(x, kernel, stride, padding)
+
+
+def _im2col_tangent(stride, padding, primals, tangents):
+    x, kernel = primals
+    parts = []
+    if not isinstance(tangents[0], SymbolicZero):
+        parts.append(conv1d_im2col(tangents[0], kernel, stride, padding))
+    if not isinstance(tangents[1], SymbolicZero):
+        parts.append(conv1d_im2col(x, tangents[1], stride, padding))
+    out = conv1d_lax_with_im2col_gradient(x, kernel, stride, padding)
+    return out, sum(parts) if parts else jnp.zeros_like(out)
+
+
+conv1d_lax_with_im2col_gradient.defjvp(_im2col_tangent, symbolic_zeros=True)
 
 
 def conv1d_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:

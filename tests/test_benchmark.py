@@ -1,0 +1,97 @@
+"""The benchmark's bookkeeping: fair turns, whole rows, suites that replace only themselves, paper costs by hand."""
+
+import json
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import benchmark, cost_model, measure, runtime
+from tools import render_performance
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_variants_take_turns():
+    """Every variant runs once per round after one warm-up, and no variant is always the first."""
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    times = measure.interleaved(calls, seconds=0.0, min_rounds=3)
+    assert order == list("abc" + "abc" + "bca" + "cab")
+    assert all(len(t.seconds) == 3 for t in times.values())
+
+
+def test_times_are_those_of_the_call():
+    times = measure.interleaved({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, 0.0, min_rounds=3)
+    assert 0.02 <= times["slow"].median < 0.2 and times["fast"].median < 0.01
+    assert times["slow"].p95 >= times["slow"].median
+
+
+def test_a_program_knows_what_it_took():
+    program = measure.compiled(lambda x: x @ x, jnp.ones((64, 64)))
+    np.testing.assert_allclose(program.call(jnp.ones((64, 64))), 64.0)
+    assert program.trace_s > 0 and program.compile_s > 0
+    assert program.memory_bytes >= 2 * 64 * 64 * 4
+
+
+def rows(suite, *names):
+    facts = dict(suite=suite, device="d", command="c")
+    return [facts | benchmark.row(name, 1.0, "s", baseline=names[0]) for name in names]
+
+
+def test_a_suite_replaces_its_own_rows_only():
+    old = rows("sampler", "a", "b") + rows("train", "c")
+    new = benchmark.merge(old, rows("sampler", "d"), "sampler")
+    assert [(r["suite"], r["name"]) for r in new] == [("sampler", "d"), ("train", "c")]
+    assert all(set(benchmark.FIELDS) <= set(r) for r in new)
+
+
+def test_an_unknown_suite_is_one_line():
+    with pytest.raises(runtime.UserError, match="suite 'speed' is not part"):
+        benchmark.load_suite("speed")
+
+
+def test_published_rows_are_whole():
+    """Every ratio has its baseline in the same suite, measured on the same device by the same command."""
+    published = render_performance.read()
+    for r in published:
+        assert set(benchmark.FIELDS) <= set(r) and r["value"] > 0
+        assert (r["ratio"] is None) == (r["baseline"] is None)
+        if r["baseline"]:
+            (base,) = [b for b in published if b["suite"] == r["suite"] and b["name"] == r["baseline"]]
+            assert (base["device"], base["command"]) == (r["device"], r["command"])
+
+
+def test_the_performance_page_is_up_to_date():
+    text = render_performance.DOCUMENT.read_text()
+    assert render_performance.render(text, render_performance.read()) == text
+    with pytest.raises(ValueError, match="sampler:begin"):
+        render_performance.render("no block here", [])
+
+
+def test_boundary_of_a_hexagonal_part():
+    """1, 7, 19, 37 cells have 0, 6, 12, 18 on the rim; a single cell still speaks to its neighbours."""
+    assert [round(cost_model.boundary_messages(n), 6) for n in (1, 7, 19, 37)] == [1, 6, 12, 18]
+
+
+def test_costs_of_a_million_agents_by_hand():
+    constants = cost_model.Constants("rb", "p", 5000.0, 2048.0, message_bytes=7, obs_dim=14, action_dim=1)
+    e = cost_model.estimate(constants, agents=19 * 10, hosts=10)
+    assert e.seconds_per_decision == pytest.approx(19 / 5000)
+    assert e.memory_bytes_per_host == 19 * 2048
+    assert e.host_bytes_out == pytest.approx(12 * 7)
+    assert (e.air_bytes, e.central_bytes, e.central_link_bytes) == (7, 60, 190 * 60)
+    with pytest.raises(ValueError, match="at least one host"):
+        cost_model.estimate(constants, agents=5, hosts=10)
+    sizes = dict(agents=9, environments=2, obs_dim=14, action_dim=1)
+    measured = dict(plans_per_s=1.0, memory_bytes=18, message_bytes_per_decision=7)
+    row = benchmark.row("rb, guided", 1.0, "x", sizes=sizes, **measured)
+    (found,) = cost_model.constants_from([{"suite": "closed_loop"} | row, {"suite": "env"} | row])
+    assert (found.task, found.planner, found.bytes_per_plan) == ("rb", "guided", 1.0)
+
+
+def test_results_file_is_a_list():
+    path = ROOT / "results/benchmark.json"
+    assert not path.exists() or isinstance(json.loads(path.read_text()), list)
