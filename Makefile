@@ -6,7 +6,7 @@ HELD_OUT ?= rb
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all benchmark lint install clean
 
 install: $(STAMP)
 
@@ -27,6 +27,11 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+SUITES ?= sampler env train closed_loop
+benchmark: $(STAMP)
+	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite \
+	  --config=experiments/configs/benchmark.py --workdir=runs/benchmark $(ARGS) || exit; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check src envs experiments benchmarks tests tools
