@@ -19,7 +19,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from experiments import runtime
+from experiments import measure, runtime
 from experiments.tables import print_table
 from networld_jax.files import write_atomically
 
@@ -97,7 +97,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, suite: str) -> list[Ro
         "command": runtime.command(),
         "versions": runtime.versions(),
     }
-    rows = [facts | r for r in load_suite(suite)(config, workdir)]
+    rows = load_suite(suite)(config, workdir)
+    facts["process_peak_memory_bytes"] = measure.peak_memory_bytes()
+    rows = [facts | r for r in rows]
     for r in rows:
         if missing := set(FIELDS) - set(r):
             raise ValueError(f"row {r.get('name')!r} of suite {suite!r} lacks {sorted(missing)}")

@@ -99,16 +99,21 @@ def load_student(
 
 
 def policies(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple[Policy, Any]]:
-    """The teacher first, then its students, then the anchors of the score."""
+    """The teacher first, then its students and its own cheaper settings, then the anchors of the score."""
     task = config.held_out
     env = settings.environment(config, task)
     source = adapt_dir(workdir, task, config.distill.model == "scratch") / "model"
     model, params, stats, _ = checkpoints.load_model(source)
-    found = {"teacher": (settings.make_planner(config, model, task), planning.PolicyParams(params, stats[task]))}
+    weights = planning.PolicyParams(params, stats[task])
+    found = {"teacher": (settings.make_planner(config, model, task), weights)}
     for name in config.distill.students:
         found[f"{name}, 1 step"] = load_student(config, workdir, name)
         if name == "chain":
             found["chain, 2 steps"] = load_student(config, workdir, name, 2)
+    for name, changes in config.distill.variants.items():
+        changed = ml_collections.ConfigDict(config)
+        changed.planner = ml_collections.ConfigDict(dict(config.planner) | dict(changes))
+        found[name] = (settings.make_planner(changed, model, task), weights)
     anchors = ("random", "expert")
     return found | {name: (settings.rule_policy(task, env, name), {}) for name in anchors}
 

@@ -63,7 +63,8 @@ def test_the_stage_trains_and_compares_its_students(tmp_path, monkeypatch):
     result = distill.run(config, tmp_path)
     stored = json.loads((tmp_path / f"distillation_{config.held_out}.json").read_text())
     assert stored == json.loads(json.dumps(result))
-    assert list(result["policies"]) == ["teacher", "chain, 1 step", "chain, 2 steps", "row, 1 step", "random", "expert"]
+    students, settings_ = ["chain, 1 step", "chain, 2 steps", "row, 1 step"], ["two_evaluations", "warm_start"]
+    assert list(result["policies"]) == ["teacher", *students, *settings_, "random", "expert"]
     assert result["policies"]["teacher"]["return_delta"] == 0
     assert all(np.isfinite(r["lower_bound"]) for r in result["policies"].values())
     _, params = distill.load_student(config, tmp_path, "row")

@@ -46,7 +46,7 @@ def suite_block(rows: Sequence[Row], suite: str) -> str:
     versions = first["versions"]
     intro = (
         f"{first['device']}, {first['cores']} core(s) used, jax {versions['jax']}, Python {versions['python']}: "
-        f"`{first['command']}`\n\n"
+        f"`{first['command']}`; the process held at most {first['process_peak_memory_bytes'] / 2**30:.1f} GiB.\n\n"
     )
     header = ["", "value", "ratio", "to", "share of peak", "compile", "memory"]
     cells = [
