@@ -4,8 +4,9 @@
     python -m experiments.baselines ... --config.baselines.methods="('ma_iql','ma_iql_mf')"
 
 Methods: the names of networld_jax.baselines.BASELINES, each with its section config.baselines.<name>; a trailing "_mf"
-turns the mean-field input on. Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/); run again, it resumes,
-or returns the finished policy. `python -m experiments.evaluate` knows the same names.
+turns the mean-field input on. multi_task_bc first pre-trains its trunk on the source tasks' data, for as long as
+config.pretrain says. Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/); run again, it resumes, or returns
+the finished policy. `python -m experiments.evaluate` knows the same names.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ import ml_collections
 
 from experiments import runtime, settings, train_loop
 from experiments.adapt import few_shot_data
+from experiments.collect import dataset_dir
 from experiments.pretrain import SECTIONS
 from networld_envs.types import Policy, TaskSpec
 from networld_jax import datasets, planning
-from networld_jax.baselines import BASELINES, DEFAULTS, Baseline, BaselineConfig
-from networld_jax.types import TaskStats, Trajectories, WorldModelConfig
+from networld_jax.baselines import (
+    BASELINES,
+    DEFAULTS,
+    Baseline,
+    BaselineConfig,
+    Pretraining,
+    make_pretraining,
+)
+from networld_jax.types import Params, TaskStats, Trajectories, WorldModelConfig
 
 MEAN_FIELD = "_mf"
 
@@ -51,12 +60,15 @@ def baseline_config(config: ml_collections.ConfigDict, method: str, **changes: A
     return settings.from_config(type(DEFAULTS[name]), config.baselines[name], **changes)
 
 
-def make_baseline(config: ml_collections.ConfigDict, method: str, spec: TaskSpec, **changes: Any) -> Baseline:
-    """A baseline by name."""
-    return BASELINES[base_name(method)](spec, baseline_config(config, method, **changes))
+def make_baseline(
+    config: ml_collections.ConfigDict, method: str, spec: TaskSpec, trunk: Params | None = None, **changes: Any
+) -> Baseline:
+    """A baseline by name; multi_task_bc starts from `trunk`, or from a fresh one."""
+    pretrained = {} if trunk is None else {"trunk": trunk}
+    return BASELINES[base_name(method)](spec, baseline_config(config, method, **changes), **pretrained)
 
 
-def make_epoch(baseline: Baseline, num_updates: int) -> Callable[..., Any]:
+def make_epoch(baseline: Baseline | Pretraining, num_updates: int) -> Callable[..., Any]:
     """(state, (data, stats), key) -> (state, mean metrics): `num_updates` updates in one dispatch."""
 
     def epoch(state, data_and_stats, key):
@@ -79,6 +91,7 @@ def train_baseline(
     spec: TaskSpec,
     data: Trajectories,
     stats: TaskStats,
+    trunk: Params | None = None,
     **changes: Any,
 ) -> tuple[Policy, planning.PolicyParams]:
     """Trains (or resumes) one baseline in its own directory; returns its policy and parameters.
@@ -87,26 +100,49 @@ def train_baseline(
     unknown method or a bad field.
     """
     c = config.baselines
-    baseline = make_baseline(config, method, spec, **changes)
+    baseline = make_baseline(config, method, spec, trunk, **changes)
     data, stats = baseline.prepare(data, stats)
-    state = baseline.init(jax.random.key(config.seed), stats)
+    state = train_loop.compile_once(baseline.init)(jax.random.key(config.seed), stats)
     epoch = make_epoch(baseline, c.updates_per_dispatch)
     on_device = (jax.tree.map(jnp.asarray, data), stats)
     state = train_loop.train(method, directory, state, epoch, on_device, c, config.seed, {"loss": "loss"})
     return baseline.policy, planning.PolicyParams(state.ema_params, stats)
 
 
+def task_stats(config: ml_collections.ConfigDict, spec: TaskSpec, data: Trajectories) -> TaskStats:
+    """The constants that the world model would have, so that every method sees the same inputs and action bins."""
+    return datasets.task_stats(data, spec, settings.from_config(WorldModelConfig, config.model), config.loss.discount)
+
+
+def pretrained_trunk(config: ml_collections.ConfigDict, workdir: Path, method: str) -> Params:
+    """The trunk of multi_task_bc after cloning every source task, in <workdir>/<method>_without_<task>/."""
+    c = config.pretrain
+    train_loop.check_updates(c, "pretrain")
+    directory = Path(workdir) / f"{method}_without_{config.held_out}"
+    runtime.save_config(config, directory, method, (*SECTIONS, "pretrain", f"baselines.{base_name(method)}"))
+    specs = {t: env.spec for t, env in settings.environments(config).items() if t != config.held_out}
+    data = {t: datasets.load(dataset_dir(workdir, t, config.collect.tier))[0] for t in specs}
+    stats = {t: task_stats(config, spec, data[t]) for t, spec in specs.items()}
+    pretraining = make_pretraining(list(specs.values()), baseline_config(config, method, num_updates=c.num_updates))
+    state = train_loop.compile_once(pretraining.init)(jax.random.key(config.seed), stats)
+    epoch = make_epoch(pretraining, c.updates_per_dispatch)
+    on_device = (jax.tree.map(jnp.asarray, data), stats)
+    title = f"{method} on {' + '.join(specs)}"
+    state = train_loop.train(title, directory, state, epoch, on_device, c, config.seed, {"loss": "loss"})
+    return state.ema_params["trunk"]
+
+
 def trained(config: ml_collections.ConfigDict, workdir: Path, method: str) -> tuple[Policy, planning.PolicyParams]:
     """One method on the held-out task's few-shot data, in <workdir>/<method>_<task>/."""
-    name = base_name(method)
+    name, task = base_name(method), config.held_out
     train_loop.check_updates(config.baselines, "baselines")
-    spec = settings.environment(config, config.held_out).spec
+    spec = settings.environment(config, task).spec
     data = few_shot_data(config, workdir)
-    stats = datasets.task_stats(data, spec, settings.from_config(WorldModelConfig, config.model), config.loss.discount)
-    directory = Path(workdir) / f"{method}_{config.held_out}"
+    directory = Path(workdir) / f"{method}_{task}"
     budget = ("baselines.num_updates", "baselines.updates_per_dispatch")
     runtime.save_config(config, directory, method, (*SECTIONS, "adapt", *budget, f"baselines.{name}"))
-    return train_baseline(config, directory, method, spec, data, stats)
+    trunk = pretrained_trunk(config, workdir, method) if name == "multi_task_bc" else None
+    return train_baseline(config, directory, method, spec, data, task_stats(config, spec, data), trunk)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple[Policy, planning.PolicyParams]]:

@@ -23,10 +23,15 @@ class TrainingError(ValueError):
     """Training that cannot go on: a value that is not finite."""
 
 
-def make_init(world_model: WorldModel) -> Callable[[jax.Array], Params]:
-    """`world_model.init`, compiled without optimisation: it runs once, and optimising it takes 20 s instead of 3."""
+def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled without optimisation: for what runs once, where optimising takes longer."""
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(world_model.init, compiler_options=options)
+    return jax.jit(function, compiler_options=options)
+
+
+def make_init(world_model: WorldModel) -> Callable[[jax.Array], Params]:
+    """`world_model.init`: optimising it takes 20 s instead of 3."""
+    return compile_once(world_model.init)
 
 
 def check_updates(config: ml_collections.ConfigDict, name: str) -> None:

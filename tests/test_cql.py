@@ -9,8 +9,6 @@ from networld_jax import datasets
 from networld_jax.baselines import CQLConfig, actions, cql, make_cql
 from tests import small_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = CQLConfig(
     hidden=(16, 16),
     batch_size=64,
@@ -111,6 +109,7 @@ def test_the_log_density_is_that_of_the_action_given():
     )
 
 
+@pytest.mark.slow
 def test_the_warm_start_clones(gap_problem):
     """With clone_fraction 1 the policy is the data's mean whatever the critic says: here 0.7 after a shift of the
     data to one side."""

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 import networld_envs
-from experiments import collect, pretrain, runtime, settings, train_loop
+from experiments import baselines, collect, pretrain, runtime, settings, train_loop
 from networld_jax import checkpoints, datasets
 from networld_jax.files import DamagedFileError
 from tests import tiny, toy_run
@@ -234,6 +235,34 @@ def test_training_goes_on_from_the_newest_intact_checkpoint(tmp_path, capsys):
     assert contents(tmp_path, "*.jsonl") == reference
 
 
+# ------------------------------------------------------------------------------------------------ baselines
+
+
+@pytest.mark.parametrize("method", ["ma_bc_mf", pytest.param("multi_task_bc", marks=pytest.mark.slow)])
+def test_a_killed_baseline_ends_in_the_same_bits(config, collected, tmp_path, monkeypatch, method):
+    """multi_task_bc: killed after the first of four dispatches of pre-training, then after one of adaptation."""
+    whole = baselines.trained(config, collected, method)[1]
+    (tmp_path / "data").symlink_to(collected / "data")
+    for saves in (1, 4) if method == "multi_task_bc" else (1,):
+        with monkeypatch.context() as patch:
+            kill_after(patch, checkpoints.Checkpoints, "save", saves)
+            with pytest.raises(Killed):
+                baselines.trained(config, tmp_path, method)
+    policy, again = baselines.trained(config, tmp_path, method)
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert (policy.information == "one_hop") == method.endswith("_mf")
+
+
+def test_another_setting_of_the_method_is_refused_but_not_of_another_method(config, collected):
+    baselines.trained(config, collected, "ma_bc_mf")
+    changed = config.copy_and_resolve_references()
+    changed.baselines.ma_iql.beta = 1.0
+    baselines.trained(changed, collected, "ma_bc_mf")
+    changed.baselines.ma_bc.learning_rate = 0.5
+    with pytest.raises(runtime.UserError, match=r"baselines\.ma_bc\.learning_rate=0\.001, got 0\.5"):
+        baselines.trained(changed, collected, "ma_bc_mf")
+
+
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -245,6 +274,7 @@ def test_training_goes_on_from_the_newest_intact_checkpoint(tmp_path, capsys):
         ("pretrain", ["--config.pretrain.num_updates=150"], "pretrain.num_updates must be a positive multiple"),
         ("pretrain", ["--config.model.horizon=6"], "horizon must be divisible by 4, got 6"),
         ("pretrain", [], "manifest.json is missing"),
+        ("baselines", ["--config.baselines.methods=('ma_sac',)"], "baseline must be one of"),
         ("adapt", ["--config.pretrain.nonsense=3"], "unknown configuration field 'nonsense'"),
         ("adapt", ["--config.seed=three"], "three"),
         ("adapt", ["--nonsense=3"], "nonsense"),

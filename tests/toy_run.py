@@ -29,6 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.pretrain.warmup_updates = 0
     c.adapt.update(dict(num_updates=2, sequences=10, updates_per_dispatch=1, dispatches_per_checkpoint=1))
     c.adapt.update(dict(num_trajectories=2, warmup_updates=0))
+    c.baselines.update(dict(num_updates=2, updates_per_dispatch=1, dispatches_per_checkpoint=1))
+    for name in ("ma_bc", "multi_task_bc"):
+        c.baselines[name].update(dict(hidden=(8,), batch_size=10))
     c.planner.num_steps = 2
     c.evaluate.num_instances, c.evaluate.num_steps = everywhere(3), everywhere(4)
     c.evaluate.burn_in_steps = everywhere(1)

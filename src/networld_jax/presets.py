@@ -42,6 +42,12 @@ PRESETS: dict[str, Preset] = {
         PlannerConfig(num_steps=20, initial_noise_scale=1.0),
         sampling.sample_ddpm,
     ),
+    # MA-CDMP (arXiv 2510.22969), the single-task ancestor, as far as its abstract tells: observations themselves are
+    # diffused (no scenario encoder), the mean field enters the classifier, an inverse model acts, own return. With one
+    # task the embedding has one row, a constant. It gets our noise-robust inverse model, as MA-DD does.
+    "ma_cdmp": Preset(
+        WorldModelConfig(encoder="identity"), LossConfig(label="own"), PlannerConfig(), sampling.sample_ddim
+    ),
     # The paper where it speaks: diffusion gradient into the encoder, DDPM, four levels, own return, clean inverse
     # model.
     "paper_reading": Preset(

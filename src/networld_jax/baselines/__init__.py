@@ -3,7 +3,16 @@
 from networld_jax.baselines.advantage_bc import AdvantageBCConfig, make_filtered_bc, make_rc_bc
 from networld_jax.baselines.bc import BCConfig, make_bc
 from networld_jax.baselines.cql import CQLConfig, make_cql
+from networld_jax.baselines.dd import DDConfig, make_dd
+from networld_jax.baselines.diffusion_policy import DiffusionPolicyConfig, make_diffusion_policy
+from networld_jax.baselines.dt import DTConfig, make_dt
 from networld_jax.baselines.iql import IQLConfig, make_iql
+from networld_jax.baselines.multi_task_bc import (
+    MultiTaskBCConfig,
+    Pretraining,
+    make_multi_task_bc,
+    make_pretraining,
+)
 from networld_jax.baselines.types import Baseline, BaselineConfig, RewardConfig
 
 BASELINES = {
@@ -14,10 +23,14 @@ BASELINES = {
     "rc_bc": make_rc_bc,
     "ma_cql": make_cql,
     "ma_iql": make_iql,
+    "ma_dt": make_dt,
+    "ma_dd": make_dd,
+    "diffusion_policy": make_diffusion_policy,
+    "multi_task_bc": make_multi_task_bc,
 }
-"""Name -> factory(spec, config) -> Baseline."""
+"""Name -> factory(spec, config) -> Baseline. The single-task ancestor MA-CDMP is `PRESETS["ma_cdmp"]` instead."""
 
-DEFAULTS = {
+DEFAULTS: dict[str, BaselineConfig] = {
     "ma_bc": BCConfig(),
     "bc_shift": BCConfig(shift_std=0.1),
     "bc_quantile": BCConfig(quantile=0.6),
@@ -25,8 +38,12 @@ DEFAULTS = {
     "rc_bc": AdvantageBCConfig(),
     "ma_cql": CQLConfig(),
     "ma_iql": IQLConfig(),
+    "ma_dt": DTConfig(),
+    "ma_dd": DDConfig(),
+    "diffusion_policy": DiffusionPolicyConfig(),
+    "multi_task_bc": MultiTaskBCConfig(),
 }
-"""Name -> the factory's configuration, at the scale of 2 CPU cores; its class is the one the factory takes."""
+"""Name -> the factory's configuration at the scale of 2 CPU cores; its class is the one the factory takes."""
 
 __all__ = [
     "BASELINES",
@@ -36,11 +53,21 @@ __all__ = [
     "Baseline",
     "BaselineConfig",
     "CQLConfig",
+    "DDConfig",
+    "DTConfig",
+    "DiffusionPolicyConfig",
     "IQLConfig",
+    "MultiTaskBCConfig",
+    "Pretraining",
     "RewardConfig",
     "make_bc",
     "make_cql",
+    "make_dd",
+    "make_diffusion_policy",
+    "make_dt",
     "make_filtered_bc",
     "make_iql",
+    "make_multi_task_bc",
+    "make_pretraining",
     "make_rc_bc",
 ]
