@@ -4,9 +4,9 @@
     python -m experiments.baselines ... --config.baselines.methods="('ma_iql','ma_iql_mf')"
 
 Methods: the names of networld_jax.baselines.BASELINES, each with its section config.baselines.<name>; a trailing "_mf"
-turns the mean-field input on. multi_task_bc first pre-trains its trunk on the source tasks' data, for as long as
-config.pretrain says. Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/); run again, it resumes, or returns
-the finished policy. `python -m experiments.evaluate` knows the same names.
+turns the mean-field input on. Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/); run again, it resumes,
+or returns the finished policy. multi_task_bc first pre-trains its trunk on the source tasks' data, for as long as
+config.pretrain says, in pretrain/ below its folder. `python -m experiments.evaluate` knows the same names.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from experiments import runtime, settings, train_loop
-from experiments.adapt import few_shot_data
-from experiments.collect import dataset_dir
-from experiments.pretrain import SECTIONS
+from experiments.pretrain import SECTIONS, few_shot_data, source_data, source_tasks
 from networld_envs.types import Policy, TaskSpec
-from networld_jax import datasets, planning
+from networld_jax import planning
 from networld_jax.baselines import (
     BASELINES,
     DEFAULTS,
@@ -33,7 +31,7 @@ from networld_jax.baselines import (
     Pretraining,
     make_pretraining,
 )
-from networld_jax.types import Params, TaskStats, Trajectories, WorldModelConfig
+from networld_jax.types import Params, TaskStats, Trajectories
 
 MEAN_FIELD = "_mf"
 
@@ -109,20 +107,14 @@ def train_baseline(
     return baseline.policy, planning.PolicyParams(state.ema_params, stats)
 
 
-def task_stats(config: ml_collections.ConfigDict, spec: TaskSpec, data: Trajectories) -> TaskStats:
-    """The constants that the world model would have, so that every method sees the same inputs and action bins."""
-    return datasets.task_stats(data, spec, settings.from_config(WorldModelConfig, config.model), config.loss.discount)
-
-
-def pretrained_trunk(config: ml_collections.ConfigDict, workdir: Path, method: str) -> Params:
-    """The trunk of multi_task_bc after cloning every source task, in <workdir>/<method>_without_<task>/."""
+def train_trunk(config: ml_collections.ConfigDict, workdir: Path, directory: Path, method: str) -> Params:
+    """Trains (or resumes) the trunk of multi_task_bc in its own directory, by cloning what pre-training sees."""
     c = config.pretrain
     train_loop.check_updates(c, "pretrain")
-    directory = Path(workdir) / f"{method}_without_{config.held_out}"
-    runtime.save_config(config, directory, method, (*SECTIONS, "pretrain", f"baselines.{base_name(method)}"))
-    specs = {t: env.spec for t, env in settings.environments(config).items() if t != config.held_out}
-    data = {t: datasets.load(dataset_dir(workdir, t, config.collect.tier))[0] for t in specs}
-    stats = {t: task_stats(config, spec, data[t]) for t, spec in specs.items()}
+    envs = settings.environments(config)
+    specs = {task: envs[task].spec for task in source_tasks(config)}
+    data = {task: source_data(config, workdir, task) for task in specs}
+    stats = {task: settings.task_stats(config, data[task], spec) for task, spec in specs.items()}
     pretraining = make_pretraining(list(specs.values()), baseline_config(config, method, num_updates=c.num_updates))
     state = train_loop.compile_once(pretraining.init)(jax.random.key(config.seed), stats)
     epoch = make_epoch(pretraining, c.updates_per_dispatch)
@@ -140,9 +132,11 @@ def trained(config: ml_collections.ConfigDict, workdir: Path, method: str) -> tu
     data = few_shot_data(config, workdir)
     directory = Path(workdir) / f"{method}_{task}"
     budget = ("baselines.num_updates", "baselines.updates_per_dispatch")
-    runtime.save_config(config, directory, method, (*SECTIONS, "adapt", *budget, f"baselines.{name}"))
-    trunk = pretrained_trunk(config, workdir, method) if name == "multi_task_bc" else None
-    return train_baseline(config, directory, method, spec, data, task_stats(config, spec, data), trunk)
+    is_pretrained = name == "multi_task_bc"
+    depends = (*SECTIONS, "adapt", *budget, f"baselines.{name}", *(["pretrain"] if is_pretrained else []))
+    runtime.save_config(config, directory, method, depends)
+    trunk = train_trunk(config, workdir, directory / "pretrain", method) if is_pretrained else None
+    return train_baseline(config, directory, method, spec, data, settings.task_stats(config, data, spec), trunk)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple[Policy, planning.PolicyParams]]:
