@@ -32,7 +32,7 @@ HINDSIGHT = "hindsight_constant"
 def row(scores: Scores, num_steps: int, headline: tuple[str, ...]) -> dict[str, Any]:
     """A policy's entry of calibration.json."""
     metrics = {k: float(v.mean()) for k, v in scores.metrics.items()}
-    # Over agents' time averages; "<name>_p10" without "agent" is a percentile over the agents of one step, then averaged.
+    # Over agents' time averages; "<name>_p10" without "agent" is a percentile over one step's agents, then averaged.
     metrics |= {f"agent_{name}_p10": scores.percentile(name, 10) for name in headline if name in scores.per_agent}
     return {
         "mean": scores.mean,
