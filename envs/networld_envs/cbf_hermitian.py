@@ -7,37 +7,63 @@ batch, so it fuses, vectorises and runs inside any jitted scan; batched LAPACK c
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from networld_envs.channel import squared_magnitude
+
+class _Complex(NamedTuple):
+    """Real and imaginary part apart: XLA vectorises real arithmetic on CPU, not complex."""
+
+    re: jax.Array
+    im: jax.Array
+
+    def __mul__(self, other: _Complex) -> _Complex:
+        return _Complex(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re)
+
+    def scaled(self, factor: jax.Array) -> _Complex:
+        return _Complex(self.re * factor, self.im * factor)
+
+    def plus(self, other: _Complex) -> _Complex:
+        return _Complex(self.re + other.re, self.im + other.im)
+
+    def conj(self) -> _Complex:
+        return _Complex(self.re, -self.im)
 
 
 def _rotate(a, v, p: int, q: int):
     """Annihilates a[p][q] of a Hermitian matrix given as nested lists of [...] entries; v collects the eigenvectors."""
     size = len(a)
-    magnitude = jnp.sqrt(squared_magnitude(a[p][q]))
+    off = a[p][q]
+    magnitude = jnp.sqrt(off.re**2 + off.im**2)
     tiny = jnp.finfo(magnitude.dtype).tiny
-    phase = jnp.where(magnitude > 0, a[p][q].conj() / jnp.maximum(magnitude, tiny), 1.0)
+    inverse = 1 / jnp.maximum(magnitude, tiny)
+    phase = _Complex(jnp.where(magnitude > 0, off.re * inverse, 1.0), jnp.where(magnitude > 0, -off.im * inverse, 0.0))
     gap = a[q][q] - a[p][p]
     # Smaller root of t^2 + t gap / |a_pq| - 1 = 0: a rotation by at most 45 degrees, for which cyclic sweeps converge.
     denominator = jnp.abs(gap) + jnp.sqrt(gap**2 + 4 * magnitude**2)
     t = jnp.where(gap >= 0, 2.0, -2.0) * magnitude / jnp.maximum(denominator, tiny)
     c = jax.lax.rsqrt(1 + t**2)
-    s = t * c
-    a[p][p], a[q][q] = a[p][p] - t * magnitude, a[q][q] + t * magnitude
-    a[p][q] = jnp.zeros_like(a[p][q])
+    # Without the barrier XLA computes all of the above anew for every entry it touches.
+    shift, c, s, phase = jax.lax.optimization_barrier((t * magnitude, c, t * c, phase))
+    a[p][p], a[q][q] = a[p][p] - shift, a[q][q] + shift
+    a[p][q] = _Complex(jnp.zeros_like(shift), jnp.zeros_like(shift))
+
+    def turned(first: _Complex, second: _Complex) -> tuple[_Complex, _Complex]:
+        second = phase * second
+        return first.scaled(c).plus(second.scaled(-s)), first.scaled(s).plus(second.scaled(c))
+
     for r in range(size):
         if r not in (p, q):
             rp = a[r][p] if r < p else a[p][r].conj()
             rq = a[r][q] if r < q else a[q][r].conj()
-            rp, rq = c * rp - s * phase * rq, s * rp + c * phase * rq
+            rp, rq = turned(rp, rq)
             a[min(r, p)][max(r, p)] = rp if r < p else rp.conj()
             a[min(r, q)][max(r, q)] = rq if r < q else rq.conj()
-        v[r][p], v[r][q] = c * v[r][p] - s * phase * v[r][q], s * v[r][p] + c * phase * v[r][q]
+        v[r][p], v[r][q] = turned(v[r][p], v[r][q])
 
 
 def hermitian_eigen(matrix: jax.Array, num_sweeps: int | None = None) -> tuple[jax.Array, jax.Array]:
@@ -50,9 +76,16 @@ def hermitian_eigen(matrix: jax.Array, num_sweeps: int | None = None) -> tuple[j
         num_sweeps = 4 if matrix.dtype == jnp.complex64 and matrix.shape[-1] <= 3 else 6
     chex.assert_equal(matrix.shape[-1], matrix.shape[-2])
     size = matrix.shape[-1]
-    a = [[matrix[..., p, q] if q > p else matrix[..., p, p].real for q in range(size)] for p in range(size)]
-    one = jnp.ones_like(matrix[..., 0, 0])
-    v = [[one if p == q else jnp.zeros_like(one) for q in range(size)] for p in range(size)]
+    real, imag = matrix.real, matrix.imag
+    one, zero = jnp.ones_like(real[..., 0, 0]), jnp.zeros_like(real[..., 0, 0])
+
+    def entry(p: int, q: int):
+        if p == q:
+            return real[..., p, p]
+        return _Complex(real[..., p, q], imag[..., p, q]) if q > p else _Complex(zero, zero)  # below: never read
+
+    a = [[entry(p, q) for q in range(size)] for p in range(size)]
+    v = [[_Complex(one if p == q else zero, zero) for q in range(size)] for p in range(size)]
 
     def sweep(_, carry):
         a, v = jax.tree.map(lambda x: x, carry)  # fresh lists: _rotate assigns into them
@@ -65,8 +98,8 @@ def hermitian_eigen(matrix: jax.Array, num_sweeps: int | None = None) -> tuple[j
 
     a, v = jax.lax.fori_loop(0, num_sweeps, sweep, (a, v))
     values = jnp.stack([a[p][p] for p in range(size)], axis=-1)
-    vectors = jnp.stack([jnp.stack(row, axis=-1) for row in v], axis=-2)
-    return values, vectors
+    part = lambda name: jnp.stack([jnp.stack([getattr(z, name) for z in row], axis=-1) for row in v], axis=-2)  # noqa: E731
+    return values, jax.lax.complex(part("re"), part("im"))
 
 
 def recompose(values: jax.Array, vectors: jax.Array) -> jax.Array:

@@ -18,10 +18,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from networld_envs import prng
+
 
 def complex_normal(key: chex.PRNGKey, shape: tuple[int, ...]) -> jax.Array:
     """CN(0, 1) draws of `shape`: independent real and imaginary parts of variance 1/2."""
-    real, imag = jax.random.normal(key, (2, *shape)) * jnp.sqrt(0.5)
+    real, imag = prng.normal(key, (2, *shape)) * jnp.sqrt(0.5)
     return jax.lax.complex(real, imag)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from networld_envs import ns_traffic as traffic
+from networld_envs import prng
 from networld_envs.topology import hex_adjacency
 from networld_envs.units import db_to_linear
 
@@ -62,8 +63,8 @@ def draw_sessions(key: chex.PRNGKey, params: Any) -> SessionDraws:
     """Randomness of a window."""
     uniform_key, normal_key, hotspot_key = jax.random.split(key, 3)
     return SessionDraws(
-        jax.random.uniform(uniform_key, (7, params.num_users)),
-        jax.random.normal(normal_key, (4, params.num_users)),
+        prng.uniform(uniform_key, (7, params.num_users)),
+        prng.normal(normal_key, (4, params.num_users)),
         jax.random.uniform(hotspot_key, (4, 3 * params.hotspots_per_slice)),
     )
 

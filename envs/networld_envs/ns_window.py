@@ -13,6 +13,7 @@ from jax import lax
 from networld_envs import ns_mobility as mobility
 from networld_envs import ns_slots as slots
 from networld_envs import ns_traffic as traffic
+from networld_envs import prng
 from networld_envs.ns_mobility import Hotspots, SessionDraws, Users
 from networld_envs.ns_params import NUM_SLICES, NSParams
 from networld_envs.ns_slots import RB_HZ, WORD, Queue
@@ -54,8 +55,8 @@ def draw(key: chex.PRNGKey, state: NSState, params: NSParams) -> NSDraws:
     """Randomness for `transition`."""
     shadow_key, packet_key, session_key, mix_key = jax.random.split(key, 4)
     dtype = state.ssr.dtype
-    words = jax.random.bits(packet_key, (params.window_slots + 1, params.num_words, WORD), jnp.uint32)
-    shadow = jax.random.normal(shadow_key, (params.window_slots, params.num_words, WORD), dtype)
+    words = prng.bits(packet_key, (params.window_slots + 1, params.num_words, WORD))
+    shadow = prng.normal(shadow_key, (params.window_slots, params.num_words, WORD)).astype(dtype)
     sessions = mobility.draw_sessions(session_key, params)
     return NSDraws(shadow * params.shadow_std_db, words, sessions, jax.random.normal(mix_key, (3,), dtype))
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from networld_envs import rb_mac, rb_traffic
+from networld_envs import prng, rb_mac, rb_traffic
 from networld_envs.rb_network import Network, draw_network, link_mean_snr
 from networld_envs.rb_params import NUM_CLASSES, RBParams, check_params
 from networld_envs.types import Environment, Information, TaskSpec, TimeStep, make_step
@@ -130,10 +130,10 @@ def draw(key: chex.PRNGKey, state: RBState, params: RBParams) -> RBDraws:
     fading_key, relay_key, traffic_key = jax.random.split(key, 3)
     n = params.max_agents
     # One block: every separate draw costs half a second of compilation on a CPU.
-    traffic = jax.random.uniform(traffic_key, (3 * n + params.num_clusters,))
+    traffic = prng.uniform(traffic_key, (3 * n + params.num_clusters,))
     return RBDraws(
-        fading=jax.random.exponential(fading_key, (n, n, params.num_channels)),
-        relay=jax.random.uniform(relay_key, (n, params.max_request_rbs * params.max_rate)),
+        fading=prng.exponential(fading_key, (n, n, params.num_channels)),
+        relay=prng.uniform(relay_key, (n, params.max_request_rbs * params.max_rate)),
         arrivals=traffic[: 2 * n].reshape(n, NUM_CLASSES),
         mode=traffic[2 * n : 3 * n],
         cluster=traffic[3 * n :],

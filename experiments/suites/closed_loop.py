@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import ml_collections
 
 from experiments import distill, measure, settings, train_loop
 from experiments.benchmark import Row, row
+from experiments.suites.sampler import return_deltas
 from experiments.suites.train import logged_data
 from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
@@ -59,16 +59,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
         if task == config.held_out:
             rows += decision_rows(config, env, model, weights, return_deltas(workdir, task))
     return rows
-
-
-def return_deltas(workdir: Path, task: str) -> dict[str, float]:
-    """Closed-loop return of students against their teacher, out of the newest `experiments.distill` result."""
-    for path in (Path(workdir) / f"distillation_{task}.json", Path("results/distillation.json")):
-        if path.exists():
-            result = json.loads(path.read_text())
-            if result["held_out"] == task:
-                return {name: r["return_delta"] for name, r in result["policies"].items()}
-    return {}
 
 
 def loop_rows(

@@ -7,6 +7,7 @@ of them is timed. Sizes are those of Janner et al. 2022 (`config.benchmark.sampl
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,19 @@ def ddim_sampler(
         condition = sampling.clamp_first_row(present)
         return sampling.sample_ddim(
             None, guided, schedule, noise.shape[2:], condition_fn=condition, noise=noise, num_steps=num_steps
+        )
+
+    return sample
+
+
+def one_evaluation(nets: Nets, num_levels: int) -> Callable[..., jax.Array]:
+    """(params, noise [1, B, H, C], present) -> x: what a distilled chain student does, the denoiser once."""
+    schedule = cosine_schedule(num_levels)
+
+    def sample(params, noise, present):
+        condition, predict = sampling.clamp_first_row(present), lambda x, k: nets.predict(params, x, k)
+        return sampling.sample_ddim(
+            None, predict, schedule, noise.shape[2:], condition_fn=condition, noise=noise, num_steps=1
         )
 
     return sample
@@ -203,8 +217,8 @@ def with_convolution(choice: Callable[..., Any], fn: Callable[..., Any], *args: 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
     """All rows of the suite."""
-    del workdir
     c = config.benchmark.sampler
+    delta = return_deltas(workdir, config.held_out).get("chain, 1 step")
     nets = make_nets(c)
     reference = torch_sampler(nets, c)
     peaks = measure.measure_peaks()
@@ -213,12 +227,27 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
         row("memory bandwidth", peaks.memory_bytes_per_s / 1e9, "GB/s"),
     ]
     for batch in c.batches:
-        rows += compare(c, nets, reference, batch)
+        rows += compare(c, nets, reference, batch, delta)
     return rows + convolution_rows(c)
 
 
-def compare(c: ml_collections.ConfigDict, nets: Nets, reference: TorchSampler | None, batch: int) -> list[Row]:
-    """One batch size: PyTorch, this library with the same algorithm, then with cheaper ones."""
+def return_deltas(workdir: Path, task: str) -> dict[str, float]:
+    """Closed-loop return of students against their teacher, out of the newest `experiments.distill` result."""
+    for path in (Path(workdir) / f"distillation_{task}.json", Path("results/distillation.json")):
+        if path.exists():
+            result = json.loads(path.read_text())
+            if result["held_out"] == task:
+                return {name: r["return_delta"] for name, r in result["policies"].items()}
+    return {}
+
+
+def compare(
+    c: ml_collections.ConfigDict, nets: Nets, reference: TorchSampler | None, batch: int, delta: float | None
+) -> list[Row]:
+    """One batch size: PyTorch, this library with the same algorithm, then with cheaper ones.
+
+    `delta` is what the return of a chain student was found to lose (at the preset and task of that result).
+    """
     levels = c.levels if batch < c.large_batch else c.levels_of_large_batches
     noise, present = inputs(c, levels, batch)
     trunk_weights, trunk = shared_nets(c)
@@ -231,6 +260,8 @@ def compare(c: ml_collections.ConfigDict, nets: Nets, reference: TorchSampler | 
         "ddpm": (measure.compiled(sample, nets.params, noise, present), (nets.params, noise, present)),
         "ddim": (measure.compiled(ddim, nets.params, noise[:1], present), (nets.params, noise[:1], present)),
     }
+    once, student = one_evaluation(nets, levels), "one evaluation (chain student)"
+    programs[student] = (measure.compiled(once, nets.params, noise[:1], present), (nets.params, noise[:1], present))
     if batch in c.full_comparison:
         im2col = with_convolution(lambda *_: convolutions.conv1d_im2col, sample, nets.params, noise, present)
         half = measure.compiled(ddpm_sampler(half_nets, c, levels), nets.params, noise, present)
@@ -260,6 +291,7 @@ def compare(c: ml_collections.ConfigDict, nets: Nets, reference: TorchSampler | 
     peak = peak_calls["matmul"][1] / times["matmul"].seconds.min()
     flops = {"ddpm": guided_flops(nets, c, batch, levels)}
     flops["ddim"] = matmul_flops(ddim, nets.params, noise[:1], present)
+    flops[student] = matmul_flops(once, nets.params, noise[:1], present)
     flops["ddim, shared trunk"] = matmul_flops(shared, trunk_weights, noise[:1], present)
     sizes = dict(
         batch=batch, horizon=c.horizon, channels=c.channels, width=c.width, mults=list(c.mults), layout=c.layout
@@ -282,6 +314,7 @@ def compare(c: ml_collections.ConfigDict, nets: Nets, reference: TorchSampler | 
                 share_of_peak=None if work is None else work / timing.median / peak,
                 dtype="bfloat16" if "bfloat16" in name else "float32",
                 sizes=sizes,
+                return_delta=delta if name == student else None,
                 ms_per_call=1e3 * timing.median,
                 p95_ms_per_call=1e3 * timing.p95,
                 gflops_per_plan=None if work is None else work / batch / 1e9,
