@@ -6,7 +6,8 @@
 Methods: the names of networld_jax.baselines.BASELINES, each with its section config.baselines.<name>; a trailing "_mf"
 turns the mean-field input on. Writes <workdir>/<method>_<task>/ (metrics.jsonl, checkpoints/); run again, it resumes,
 or returns the finished policy. multi_task_bc first pre-trains its trunk on the source tasks' data, for as long as
-config.pretrain says, in pretrain/ below its folder. `python -m experiments.evaluate` knows the same names.
+config.pretrain says, in pretrain/ below its folder; adapt.from_scratch leaves that out. `python -m
+experiments.evaluate` knows the same names.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def trained(config: ml_collections.ConfigDict, workdir: Path, method: str) -> tu
     data = few_shot_data(config, workdir)
     directory = Path(workdir) / f"{method}_{task}"
     budget = ("baselines.num_updates", "baselines.updates_per_dispatch")
-    is_pretrained = name == "multi_task_bc"
+    is_pretrained = name == "multi_task_bc" and not config.adapt.from_scratch
     depends = (*SECTIONS, "adapt", *budget, f"baselines.{name}", *(["pretrain"] if is_pretrained else []))
     runtime.save_config(config, directory, method, depends)
     trunk = train_trunk(config, workdir, directory / "pretrain", method) if is_pretrained else None

@@ -29,11 +29,12 @@ import numpy as np
 from experiments import adapt, baselines, collect, methods, pretrain, rows, runtime, settings, train_loop
 from experiments.evaluate import ANCHORS, Evaluator
 from experiments.memo import Memo
-from experiments.runs import Run, command, describe, list_runs, resolve
+from experiments.runs import Run, command, describe, is_pretrained, list_runs, resolve
 from experiments.tables import print_table
 from networld_envs.types import Policy
 from networld_jax import checkpoints, datasets, lookahead, planning
 from networld_jax.evaluation import Scores, anchored
+from networld_jax.types import Params
 
 # ---------------------------------------------------------------------------------------------------- running
 
@@ -163,6 +164,16 @@ class Queue:
         directory = self.workdir / "pretrained" / name
         return self.made(directory, lambda: pretrain.train_model(config, self.workdir, directory, self.memo))
 
+    def trunk(self, config: ml_collections.ConfigDict) -> Params:
+        """What multi_task_bc starts from: cloned from the source tasks, for as long as a world model is pre-trained."""
+        sources = pretrain.source_tasks(config)
+        for task in sources:
+            self.data(config, task)
+        digest = _digest(sources, settings.fingerprint(config, "environment", "collect", "pretrain", "baselines"))
+        directory = self.workdir / "pretrained" / f"multi_task_bc_{config.collect.tier}_{digest}_s{config.seed}"
+        with rows.claimed(directory.with_name(directory.name + ".lock"), wait=True):
+            return baselines.train_trunk(config, self.workdir, directory, "multi_task_bc")
+
     def made(self, directory: Path, make: Callable[[], Path], model: str = "model") -> Path:
         """The finished model in a folder, made under a lock if it is not there; training states are deleted after."""
         with rows.claimed(directory.with_name(directory.name + ".lock"), wait=True):
@@ -267,6 +278,7 @@ class Queue:
         """A baseline of networld_jax.baselines on the same data."""
         started = time.monotonic()
         self.data(config, run.task)
+        trunk = self.trunk(config) if is_pretrained(config, run, "model-free") else None
         shared_seconds = time.monotonic() - started
         c = config.baselines
         train_loop.check_updates(c, "baselines")
@@ -274,10 +286,11 @@ class Queue:
         key = settings.fingerprint(config, "environment", "baselines")
 
         def make():
-            baseline = baselines.make_baseline(config, run.method, spec)
+            baseline = baselines.make_baseline(config, run.method, spec, trunk)
             return baseline, jax.jit(baseline.init), baselines.make_epoch(baseline, c.updates_per_dispatch)
 
-        baseline, init, epoch = self.memo(("baseline", run.task, run.method, key), make)
+        start = () if trunk is None else (run.seed, settings.fingerprint(config, "pretrain"))
+        baseline, init, epoch = self.memo(("baseline", run.task, run.method, key, *start), make)
 
         def make_data():
             data = pretrain.few_shot_data(config, self.workdir)
@@ -287,7 +300,8 @@ class Queue:
         size = (run.tier, run.num_steps, run.num_topologies)
         data, stats = self.memo(("baseline data", run.task, run.method, key, size), make_data)
         state = init(jax.random.key(run.seed), stats)
-        directory = self.workdir / "models" / f"{run.method}_{run.task}_{run.tier}_{_digest(key, size)}_s{run.seed}"
+        digest = _digest(key, size, *start)
+        directory = self.workdir / "models" / f"{run.method}_{run.task}_{run.tier}_{digest}_s{run.seed}"
         length = ml_collections.ConfigDict(c)
         length.num_updates = run.num_updates or c.num_updates
         with rows.claimed(directory.with_name(directory.name + ".lock"), wait=True):

@@ -193,16 +193,21 @@ HOW = (
 """Fields that say how a run is done, or stand in columns of their own, and not what its result is."""
 
 
+def is_pretrained(config: ml_collections.ConfigDict, run: Run, kind: str) -> bool:
+    """Whether something of the method has seen other tasks."""
+    return (kind == "world model" or run.method == "multi_task_bc") and not config.adapt.from_scratch
+
+
 def sections_of(config: ml_collections.ConfigDict, run: Run, kind: str) -> list[str]:
     """The parts of a configuration that a row depends on."""
     parts = ["environment", "evaluate"]
     if run.tier != "none":
         parts.append("collect")
     if kind == "world model":
-        parts += ["model", "loss", "planner", "adapt"] + ([] if config.adapt.from_scratch else ["pretrain"])
+        parts += ["model", "loss", "planner", "adapt"]
     if kind == "model-free":
         parts += ["baselines.num_updates", f"baselines.{run.method}"]
-    return parts
+    return [*parts, "pretrain"] if is_pretrained(config, run, kind) else parts
 
 
 def differences(config: ml_collections.ConfigDict, run: Run, kind: str) -> dict[str, Any]:
@@ -210,7 +215,8 @@ def differences(config: ml_collections.ConfigDict, run: Run, kind: str) -> dict[
     in the library, and left at its default, does not make an old row another one."""
     reference = _flat(default.get_config())
     prefixes = tuple(f"{part}." for part in sections_of(config, run, kind))
-    tasks = {run.task, *(pretrain.source_tasks(config) if kind == "world model" else ())}
+    reads_sources = kind == "world model" or is_pretrained(config, run, kind)
+    tasks = {run.task, *(pretrain.source_tasks(config) if reads_sources else ())}
     others = {f".{task}" for task in config.tasks} - {f".{task}" for task in tasks}
     found = {}
     for name, value in _flat(config).items():
@@ -242,8 +248,7 @@ def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict,
     learned = kind in ("world model", "model-free")
     transitions, topologies = target_size(config) if learned else (0, 0)
     updates = config.adapt.num_updates if kind == "world model" else config.baselines.num_updates if learned else 0
-    is_pretrained = kind == "world model" and not config.adapt.from_scratch
-    sources = pretrain.source_tasks(config) if is_pretrained else ()
+    sources = pretrain.source_tasks(config) if is_pretrained(config, run, kind) else ()
     return rows.plain(
         {
             "task": run.task,
@@ -263,7 +268,7 @@ def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict,
                     t: config.pretrain.num_trajectories.get(t, 0) or config.collect.num_trajectories[t] for t in sources
                 },
             }
-            if is_pretrained
+            if is_pretrained(config, run, kind)
             else None,
             "obs_set": run.obs_set,
             "label": run.label,

@@ -77,6 +77,17 @@ def test_variants_that_differ_in_planning_share_their_weights(finished):
     assert not list((workdir / "models").glob("*/checkpoints"))
 
 
+@pytest.mark.slow
+def test_the_multi_task_clone_says_what_it_was_pre_trained_on(finished, tmp_path):
+    workdir, _ = finished
+    (tmp_path / "data").symlink_to(workdir / "data")
+    wanted = config(methods=("multi_task_bc",), cells=(("own", "own"),), seeds=(0,))
+    wanted.pretrain.num_updates = 2
+    row = next(row for row in queue.run(wanted, tmp_path) if row["method"] == "multi_task_bc")
+    assert row["pretrain"]["sources"] == ["queues", "slow_queues"] and row["pretrain"]["updates"] == 2
+    assert (tmp_path / "pretrained").is_dir()
+
+
 class Killed(BaseException):
     """Like a kill: nothing catches it."""
 

@@ -13,7 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.queue.preset = "tiny"
     c.queue.target_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 3))
     c.pretrain.num_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 0))
-    c.baselines.update(dict(num_updates=2, updates_per_dispatch=1, dispatches_per_checkpoint=1))
     c.evaluate.num_instances.update(dict.fromkeys(toy_run.TASKS, 6))
     shown = ("rules", "behaviour", "best_behaviour", "ma_bc", "networld_scratch", "scratch_w0")
     c.groups.toy = evidence.group(shown, tiers=("expert",))
