@@ -170,6 +170,9 @@ def finished_shards(directory: Path, log: SealedLog) -> dict[int, str]:
             done[row["index"]] = row["sha256"]
         else:
             runtime.warn(f"{path} is {'altered' if path.exists() else 'missing'}; it is collected again")
+    for path in sorted(directory.glob("shard_*.npz")):
+        if path.name not in {datasets.shard_path(directory, row["index"]).name for row in log.rows}:
+            runtime.warn(f"{path} is not in {log.path.name}; it is collected again")
     return done
 
 

@@ -1,7 +1,7 @@
-"""Fills the generated blocks of README.md from results/*.json, so that no number is typed by hand.
+"""Fills the generated blocks of README.md and docs/ from results/*.json, so that no number is typed by hand.
 
-python -m tools.render_readme            writes README.md
-python -m tools.render_readme --check    fails when README.md is not up to date
+python -m tools.render_readme            writes the files
+python -m tools.render_readme --check    fails when one of them is not up to date
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments.calibrate import ANCHORS
@@ -49,23 +50,37 @@ def calibration_block() -> str:
     return markdown_table(header, rows)
 
 
+def reliability_block() -> str:
+    """Faults injected, survived, lost, by stage."""
+    rows = json.loads((ROOT / "results/reliability.json").read_text())
+    table = [(r["stage"], r["fault"], f"{r['injected']:,}", f"{r['survived']:,}", f"{r['lost']:,}") for r in rows]
+    return markdown_table(("stage or file", "fault", "injected", "survived", "lost"), table)
+
+
 BLOCKS = {"demo": demo_block, "calibration": calibration_block}
+FILES = {"README.md": BLOCKS, "docs/reliability.md": {"reliability": reliability_block}}
 
 
-def render(text: str) -> str:
-    """README text with every generated block replaced."""
-    for name, block in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+def render(text: str, blocks: dict[str, Callable[[], str]] = BLOCKS, name: str = "README.md") -> str:
+    """The text of a file with every generated block replaced."""
+    for block_name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {block_name}:begin[^>]*-->\n).*?(<!-- {block_name}:end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md has no block <!-- {name}:begin --> ... <!-- {name}:end -->")
+            raise ValueError(f"{name} has no block <!-- {block_name}:begin --> ... <!-- {block_name}:end -->")
         text = pattern.sub(lambda m, b=block: m.group(1) + b() + m.group(2), text)
     return text
 
 
+def write_all(check: bool = False) -> None:
+    """Writes every file with generated blocks; with `check` exits with an error where one is not up to date."""
+    for name, blocks in FILES.items():
+        path = ROOT / name
+        wanted = render(path.read_text(), blocks, name)
+        if not check:
+            path.write_text(wanted)
+        elif wanted != path.read_text():
+            sys.exit(f"{name} is not what results/ say: run python -m tools.render_readme")
+
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    wanted = render(readme.read_text())
-    if "--check" not in sys.argv:
-        readme.write_text(wanted)
-    elif wanted != readme.read_text():
-        sys.exit("README.md is not what results/ say: run python -m tools.render_readme")
+    write_all(check="--check" in sys.argv)
