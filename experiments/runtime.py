@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import socket
@@ -48,24 +49,21 @@ Stage = Callable[[ml_collections.ConfigDict, Path], Any]
 def main(run: Stage, publish: Stage | None = None) -> None:
     """The command line of a stage: `--config=<file> [--config.<field>=<value>] --workdir=<folder> [--publish]`.
 
-    `publish` copies finished results into the repository; only stages that have one know the flag.
+    The whole configuration is validated before `run` is called. `publish` copies finished results into the repository;
+    only stages that have one know the flag.
     """
     # XLA's persistent cache makes the second run of any stage start at once.
     jax.config.update("jax_compilation_cache_dir", os.environ.get("NETWORLD_CACHE", str(Path(".jax_cache").absolute())))
-    config_flag = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
-    workdir_flag = flags.DEFINE_string("workdir", None, "Folder that the stage reads and writes.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    publish_flag = flags.DEFINE_bool("publish", False, "Copy the results into results/ and docs/.") if publish else None
+    define_flags(flags.FLAGS, sys.argv, publishes=publish is not None)
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
-        if len(argv) > 1:
-            fail(f"unexpected argument {argv[1]!r}; fields are set as --config.<field>=<value>")
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            run(config_flag.value, Path(workdir_flag.value))
-            if publish_flag is not None and publish_flag.value:
-                publish(config_flag.value, Path(workdir_flag.value))
+            config, workdir = read_flags(argv, flags.FLAGS)
+            run(config, workdir)
+            if publish is not None and flags.FLAGS.publish:
+                publish(config, workdir)
         except (ValueError, OSError) as error:
             if os.environ.get("NETWORLD_TRACEBACK"):
                 raise
@@ -77,7 +75,21 @@ def main(run: Stage, publish: Stage | None = None) -> None:
             console.print(f"stopped by SIGTERM{request}; run the same command again to resume", highlight=False)
             sys.exit(TERMINATED)
 
-    app.run(guarded, flags_parser=parse_flags)
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return parse_flags(argv, flags.FLAGS)
+        except UserError as error:
+            fail(str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def define_flags(flag_values: flags.FlagValues, argv: Sequence[str], publishes: bool = False) -> None:
+    """The flags that every stage has."""
+    config_flags.DEFINE_config_file("config", None, "Configuration file.", flag_values, sys_argv=list(argv))
+    flags.DEFINE_string("workdir", None, "Folder that the stage reads and writes.", flag_values)
+    if publishes:
+        flags.DEFINE_bool("publish", False, "Copy the results into results/ and docs/.", flag_values)
 
 
 def fail(message: str) -> NoReturn:
@@ -170,15 +182,62 @@ def _holder(text: str) -> dict[str, Any]:
     return {}
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """The arguments that are no flags. A mistake (unknown flag or field, missing file, wrong type) is one line."""
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
+    """The arguments that are no flags. Raises UserError, one line, for any mistake: an unknown flag or field, a missing
+    file or one that Python cannot run, a value of the wrong type."""
+    files = [value for value in _values("config", argv) if not Path(value.split(":")[0]).is_file()]
+    if files:
+        known = sorted(str(p) for p in Path("experiments/configs").glob("[!_]*.py"))
+        raise UserError(f"--config={files[0]}: no such file; there are {', '.join(known)}")
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:  # how ml_collections reports a field that a config lacks
-        field = str(error).strip("'\"").split("\n")[0]
-        fail(f"unknown configuration field {field!r}; experiments/configs/default.py lists them all")
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        fail(str(error).splitlines()[0])
+        return flag_values(list(argv))
+    except flags.Error as error:
+        raise UserError(_explain(argv, error)) from error
+    except Exception as error:  # whatever a user's configuration file raises
+        raise UserError(_explain(argv, error)) from error
+
+
+def _values(name: str, argv: Sequence[str]) -> list[str]:
+    """Values given to a flag, as --name=value or --name value."""
+    pairs = [pair for pair in zip(argv, [*argv[1:], ""], strict=True) if re.fullmatch(f"--?{name}(=.*)?", pair[0])]
+    return [arg.split("=", 1)[1] if "=" in arg else after for arg, after in pairs]
+
+
+def _explain(argv: Sequence[str], error: Exception) -> str:
+    """The override that is behind an error: a field that does not exist, a section, or a value of the wrong type."""
+    from experiments import rules
+    from experiments.configs import default
+
+    known = rules.flatten(default.get_config())
+    overrides = [match.groups() for arg in argv if (match := _OVERRIDE.fullmatch(arg))]
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    for path, value in overrides:
+        if any(field.startswith(f"{path}.") for field in known):
+            return f"{path!r} is a section of the configuration, got {value!r}; set its fields: --config.{path}.<...>="
+        if path not in known and isinstance(error, AttributeError | KeyError):
+            return f"unknown configuration field {path!r}{rules.did_you_mean(path, known)}"
+        if path in known and (f"config.{path}=" in str(error) or not isinstance(error, flags.Error)):
+            return f"{path} must be {rules.rule_of(path, known[path]).allowed}, got {value!r}"
+    if isinstance(error, flags.Error):
+        return " ".join(" ".join(lines).split())
+    return f"--config={', '.join(_values('config', argv))}: {type(error).__name__}: {' '.join(lines[-1].split())}"
+
+
+def read_flags(rest: Sequence[str], flag_values: flags.FlagValues) -> tuple[ml_collections.ConfigDict, Path]:
+    """(validated configuration, workdir). Raises UserError."""
+    from experiments.validation import validate  # here, since it imports every stage's settings
+
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; fields are set as --config.<field>=<value>")
+    if flag_values.config is None:
+        raise UserError("--config=<file> is missing, for example --config=experiments/configs/small.py")
+    if not flag_values.workdir:
+        raise UserError("--workdir=<folder> is missing, for example --workdir=runs/small")
+    validate(flag_values.config)
+    return flag_values.config, Path(flag_values.workdir)
 
 
 def command() -> str:

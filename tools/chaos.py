@@ -27,10 +27,11 @@ OPTIONS = (
     "--config=tests/toy_run.py",
     "--config.pretrain.num_updates=24",
     "--config.adapt.num_updates=24",
-    "--config.bc.num_updates=24",
-    "--config.bc.updates_per_dispatch=1",
-    "--config.bc.dispatches_per_checkpoint=3",
-    "--config.bc.hidden=(8,)",
+    "--config.baselines.methods=('ma_bc',)",
+    "--config.baselines.num_updates=24",
+    "--config.baselines.updates_per_dispatch=1",
+    "--config.baselines.dispatches_per_checkpoint=3",
+    "--config.baselines.ma_bc.hidden=(8,)",
 )
 NEEDS = {"collect": (), "pretrain": ("data",), "adapt": ("data", "pretrain_*"), "baselines": ("data",)}
 FAULTS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
@@ -59,7 +60,7 @@ def start(stage: str, workdir: Path, log: Path) -> int:
         toy_stage.run(stage)
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:  # the parent shows the log
         print(f"{type(error).__name__}: {error}", flush=True)
     finally:

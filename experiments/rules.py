@@ -1,0 +1,160 @@
+"""What every field of a configuration may be. `validation.validate` holds a configuration against this before any work.
+
+A new field needs a default in configs/default.py and, where its type does not say enough, a line in RULES: its path (`*`
+stands for anything) and a rule. The first path that matches counts; a field without a line must be like its
+default: a whole number >= 0, a finite number, a text, True or False, or several of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from networld_envs.instances import KEY_RANGES
+from networld_jax.labels import LABELS
+from networld_jax.networks import NUM_GROUPS
+from networld_jax.presets import PRESETS, SAMPLERS
+
+
+class Rule(NamedTuple):
+    """What is allowed, in words and as a predicate."""
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(low: int = 0, high: int | None = None) -> Rule:
+    """A whole number in [low, high]."""
+    allowed = f"a whole number >= {low}" if high is None else f"a whole number in {low}..{high}"
+    return Rule(allowed, lambda v: _is_whole(v) and v >= low and (high is None or v <= high))
+
+
+def real(low: float, high: float = math.inf) -> Rule:
+    """A finite number in [low, high]."""
+    allowed = f"a number >= {low:g}" if high == math.inf else f"a number in [{low:g}, {high:g}]"
+    return Rule(allowed, lambda v: _is_finite(v) and low <= v <= high)
+
+
+def positive(high: float = math.inf) -> Rule:
+    """A finite number in (0, high]."""
+    allowed = "a number > 0" if high == math.inf else f"a number in (0, {high:g}]"
+    return Rule(allowed, lambda v: _is_finite(v) and 0 < v <= high)
+
+
+def one_of(choices: Iterable[str]) -> Rule:
+    """A name out of a list."""
+    names = tuple(choices)
+    return Rule(f"one of {names}", lambda v: isinstance(v, str) and v in names)
+
+
+def several(rule: Rule, at_least: int = 0) -> Rule:
+    """A tuple of what a rule allows."""
+    count = f"at least {at_least} of " if at_least else ""
+    return Rule(
+        f"a tuple of {count}({rule.allowed})",
+        lambda v: isinstance(v, tuple | list) and len(v) >= at_least and all(rule.accepts(x) for x in v),
+    )
+
+
+TEXT = Rule("a text that is not empty", lambda v: isinstance(v, str) and bool(v))
+FLAG = Rule("True or False", lambda v: isinstance(v, bool))
+ANYTHING = Rule("anything", lambda v: True)
+
+
+RULES: dict[str, Rule] = {
+    "seed": whole(0, 2**32 - 1),
+    "tasks": several(TEXT, at_least=2),
+    "held_out": TEXT,  # among the tasks: settings.environments
+    "preset": one_of(PRESETS),
+    "environment.*": ANYTHING,  # the environments check their own parameters
+    "collect.tasks": several(TEXT),
+    "collect.float64": several(TEXT),
+    "collect.tier": TEXT,  # of the tiers of every task: settings.tier_policy
+    "collect.*": whole(1),
+    "model.encoder": one_of(("identity", "mlp")),
+    "model.prediction": one_of(("x0", "noise")),
+    "model.layout": one_of(("networld", "diffuser")),
+    "model.num_return_bins": whole(0),
+    "model.return_range": positive(),
+    "model.*_hidden": several(whole(1)),
+    "model.width_mults": several(whole(1), at_least=1),
+    "model.width": Rule(f"a multiple of {NUM_GROUPS} above 0", lambda v: _is_whole(v) and v > 0 and v % NUM_GROUPS == 0),
+    "model.*": whole(1),
+    "loss.label": one_of(LABELS),
+    "loss.discount": real(0, 1),
+    "loss.message_dropout": real(0, 1),
+    "planner.sampler": one_of(SAMPLERS),
+    "planner.rank": one_of(("return", "action_value")),
+    "planner.message_delay_steps": whole(-1),
+    "planner.message_loss": real(0, 1),
+    "planner.message_bits": whole(0, 32),
+    "planner.message_range": positive(),
+    "planner.latent_clip": positive(),
+    "planner.num_*": whole(1),
+    "*.learning_rate": positive(1),
+    "*_learning_rate": positive(1),
+    "*.ema_decay": real(0, 1),
+    "*.warmup_updates": whole(0),
+    "*.burn_in_steps.*": whole(0),
+    "adapt.num_steps": whole(0),
+    "adapt.finetune_scale": real(0),
+    "calibrate.variants.*": ANYTHING,  # each is an environment's parameters and the names of rules
+    "baselines.methods": several(TEXT),
+    "baselines.*.hidden": several(whole(1), at_least=1),
+    "baselines.*.target_advantage": real(-10, 10),
+    "baselines.*.shift_std": real(-10, 10),
+    "evaluate.split": one_of(KEY_RANGES),
+    "evaluate.policies": several(TEXT),
+    "*.num_*": whole(1),
+    "*_per_*": whole(1),
+    "*.sequences": whole(1),
+    "*.batch_size": whole(1),
+}
+
+
+def rule_of(path: str, default: Any) -> Rule:
+    """The rule of a field: the first line of RULES that matches its path, else `like` its default."""
+    return next((rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(path, pattern)), like(default))
+
+
+def like(default: Any) -> Rule:
+    """Values of the kind of a default."""
+    if isinstance(default, bool):
+        return FLAG
+    if isinstance(default, int):
+        return whole(0)
+    if isinstance(default, float):
+        return real(0)
+    if isinstance(default, str):
+        return TEXT
+    if isinstance(default, tuple | list):
+        return several(like(default[0]) if default else ANYTHING)
+    return ANYTHING
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Path -> value of every field, sections joined with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= flatten(value, f"{path}.") if hasattr(value, "items") else {path: value}
+    return flat
+
+
+def did_you_mean(wrong: str, known: Collection[str]) -> str:
+    """' (did you mean ...?)' for a field that does not exist: a similar path, or the same name in another section."""
+    last = wrong.rsplit(".", 1)[-1]
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
+    close = close or [path for path in known if path.rsplit(".", 1)[-1] == last][:1]
+    return f"; did you mean {close[0]!r}?" if close else "; experiments/configs/default.py lists them all"

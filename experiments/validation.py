@@ -1,0 +1,122 @@
+"""A configuration is right in every field, and as a whole, before any work starts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from experiments import baselines, rules, settings, train_loop
+from experiments.configs import calibrate, default
+from experiments.runtime import UserError
+from networld_envs import experts
+
+
+def validate(config: Any) -> None:
+    """Raises UserError, one line naming field, value and what is allowed, for the first thing that is wrong."""
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
+    values = rules.flatten(config)
+    for path in ("tasks", "held_out"):  # which fields there must be depends on them
+        if path not in values:
+            raise UserError(f"the configuration lacks {path!r}, see experiments/configs/default.py")
+        check(path, values[path], rules.RULES[path])
+    defaults = expected(tuple(config.tasks), is_calibration="calibrate" in config)
+    check_names(config, values, defaults)
+    for path, value in values.items():
+        check(path, value, rules.rule_of(path, defaults.get(path)))
+    check_together(config)
+
+
+def check(path: str, value: Any, rule: rules.Rule) -> None:
+    """Raises UserError unless the rule accepts the value."""
+    if not rule.accepts(value):
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        raise UserError(f"{path} must be {rule.allowed}, got {shown}")
+
+
+def expected(tasks: tuple[str, ...], is_calibration: bool = False) -> dict[str, Any]:
+    """Path -> default of every field that a configuration over these tasks has."""
+    config = calibrate.get_config() if is_calibration else default.get_config()
+    result = {}
+    for path, value in rules.flatten(config).items():
+        head, _, last = path.rpartition(".")
+        if last in default.TASKS:  # one value per task
+            result |= {f"{head}.{task}": value for task in tasks}
+        else:
+            result[path] = value
+    return result
+
+
+def check_names(config: ml_collections.ConfigDict, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raises UserError for a field that nothing reads, or one that is missing."""
+    tasks = (*config.tasks, *default.TASKS)
+    free = tuple(f"environment.{task}." for task in tasks) + ("calibrate.variants.",)
+    for path in values:
+        head, _, last = path.rpartition(".")
+        is_per_task = last in tasks and any(known.rpartition(".")[0] == head for known in defaults)
+        if path not in defaults and not is_per_task and not path.startswith(free):
+            raise UserError(f"unknown configuration field {path!r}{rules.did_you_mean(path, defaults)}")
+    for path in defaults:
+        if path not in values and not path.startswith("calibrate.variants."):
+            raise UserError(f"the configuration lacks {path!r} (default {defaults[path]!r})")
+
+
+@contextlib.contextmanager
+def named(section: str) -> Iterator[None]:
+    """Puts the section in front of what an object says about its own fields."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{section}: {' '.join(str(error).split())}") from error
+
+
+def check_together(config: ml_collections.ConfigDict) -> None:
+    """Fields that must suit each other: the objects that are made of them say so."""
+    envs = {}
+    for task in config.tasks:
+        with named(f"environment.{task}"):
+            envs[task] = settings.environment(config, task)
+    settings.environments(config)
+    for field, choices in (("tasks", config.tasks), ("float64", (*config.tasks, *default.TASKS))):
+        for name in config.collect[field]:
+            check(f"collect.{field}", name, rules.one_of(choices))
+    for task in config.collect.tasks or config.tasks:
+        tiers = experts.tiers(task, envs[task].default_params)
+        check("collect.tier", config.collect.tier, rules.one_of(sorted(tiers)))
+    with named("model"):
+        settings.world_model(config, envs)
+    with named("loss"):
+        settings.loss_config(config)
+    with named("planner"):
+        settings.planner_config(config)
+    for section in ("pretrain", "adapt", "baselines"):
+        train_loop.check_updates(config[section], section)
+    for method in config.baselines.methods:
+        with named("baselines.methods"):
+            baselines.base_name(method)
+    for method in baselines.DEFAULTS:
+        with named(f"baselines.{method}"):
+            baselines.baseline_config(config, method)
+    check_lengths(config)
+
+
+def check_lengths(config: ml_collections.ConfigDict) -> None:
+    """Trajectories hold at least one window, and as many are collected as adaptation wants."""
+    collect, adapt, target = config.collect, config.adapt, config.held_out
+    for task in config.tasks:
+        if collect.num_steps[task] < config.model.horizon:
+            raise UserError(
+                f"collect.num_steps.{task} must be at least model.horizon={config.model.horizon}, "
+                f"got {collect.num_steps[task]}"
+            )
+    if adapt.num_trajectories > collect.num_trajectories[target]:
+        raise UserError(
+            f"adapt.num_trajectories must be at most collect.num_trajectories.{target}="
+            f"{collect.num_trajectories[target]}, got {adapt.num_trajectories}"
+        )
+    available = adapt.num_trajectories * collect.num_steps[target]
+    if adapt.num_steps > available:
+        raise UserError(f"adapt.num_steps must be in 0..{available} (what there is), got {adapt.num_steps}")
