@@ -23,7 +23,7 @@ import ml_collections
 from experiments import runtime, settings, train_loop
 from experiments.pretrain import SECTIONS, few_shot_data, source_data, source_tasks
 from networld_envs.types import Policy, TaskSpec
-from networld_jax import planning
+from networld_jax import planning, training
 from networld_jax.baselines import (
     BASELINES,
     DEFAULTS,
@@ -75,7 +75,8 @@ def make_epoch(baseline: Baseline | Pretraining, num_updates: int) -> Callable[.
 
         def body(state, _):
             sample_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
-            return baseline.update(update_key, state, baseline.sample(sample_key, data, stats), stats)
+            batch = baseline.sample(sample_key, data, stats)
+            return training.unless_finite(state, *baseline.update(update_key, state, batch, stats))
 
         state, metrics = jax.lax.scan(body, state, None, length=num_updates)
         return state, jax.tree.map(lambda x: x.mean(0), metrics)

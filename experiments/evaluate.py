@@ -18,10 +18,9 @@ import numpy as np
 
 from experiments import baselines, runtime, settings
 from experiments.adapt import adapt_dir
-from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
 from networld_jax import checkpoints, planning
-from networld_jax.evaluation import Protocol, Scores, anchored, concatenate_scores, make_evaluator, standard_error
+from networld_jax.evaluation import Protocol, Scores, anchored, make_evaluator, score_instances, standard_error
 from networld_jax.files import write_atomically
 
 ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "mf_rule"), "ns": ("random", "expert")}
@@ -42,14 +41,14 @@ class Evaluator:
             self._compiled[id(policy)] = (policy, make_evaluator(self.env, policy, self.protocol))
         run = self._compiled[id(policy)][1]
         params = charge_messages(self.env.default_params, policy)
-        parts: list[Scores] = []
-        for first in range(0, self.protocol.num_instances, self.num_parallel):
-            count = min(self.num_parallel, self.protocol.num_instances - first)
-            keys = instance_keys(self.env.spec.name, self.split, count, first)  # the same for every policy
-            parts.append(run(keys, policy_params, params))
+
+        def report(part: Scores) -> None:
             if advance:
-                advance(len(parts[-1].reward), reward=parts[-1].mean)
-        return concatenate_scores(parts)
+                advance(len(part.reward), reward=part.mean)
+
+        score = lambda keys: run(keys, policy_params, params)  # noqa: E731
+        count = self.protocol.num_instances
+        return score_instances(score, self.env.spec.name, self.split, count, self.num_parallel, report)
 
 
 def charge_messages(params: Any, policy: Policy) -> Any:

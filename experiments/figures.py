@@ -21,12 +21,11 @@ import numpy as np
 
 from experiments import runtime, settings, train_loop
 from experiments.adapt import adapt_dir
+from experiments.episodes import play
 from experiments.pretrain import pretrain_dir
-from networld_envs.instances import instance_keys
-from networld_envs.types import Environment, Policy
+from networld_envs.types import Environment
 from networld_jax import checkpoints, planning
 from networld_jax.mean_field import mean_field
-from networld_jax.rollout import advance, start
 from networld_jax.schedules import cosine_schedule
 
 matplotlib.use("Agg")
@@ -84,25 +83,6 @@ def kind(name: str) -> str:
     if name.startswith(("ma_", "inverse_")):
         return "learned"
     return {"random": "random", "expert": "anchor", "warm_fp10": "anchor"}.get(name, "rule")
-
-
-def episode(env: Environment, policy: Policy, policy_params: Any, num_steps: int, split: str = "validation"):
-    """(obs [L+1, N, O], action [L, N, A], adjacency, mask) of instance 0."""
-    key = instance_keys(env.spec.name, split, 1)[0]
-
-    @jax.jit
-    def run(key, policy_params):
-        loop = start(key, env, env.default_params, policy)
-
-        def body(loop, t):
-            loop, (step, _) = advance(key, t, loop, env, env.default_params, policy, policy_params)
-            return loop, (step.obs, step.action)
-
-        _, (obs, action) = jax.lax.scan(body, loop, jnp.arange(num_steps))
-        adjacency = env.adjacency(loop[0], env.default_params)
-        return jnp.concatenate([loop[1][None], obs]), action, adjacency, env.agent_mask(loop[0], env.default_params)
-
-    return run(key, policy_params)
 
 
 def imagined_against_realised(
@@ -237,21 +217,24 @@ def model_figures(
     schedule = cosine_schedule(world_model.config.diffusion_steps)
     policy_params = planning.PolicyParams(params, stats[task])
     policy = settings.make_planner(config, world_model, task)
-    obs, action, adjacency, mask = episode(env, policy, policy_params, num_steps=80)
+    played = play(env, policy, policy_params, num_steps=80)
+    mask, action = played.agent_mask, played.steps.action
     imagine_fn = planning.diffusion_imagination(
         world_model, schedule, task, settings.planner_config(config), settings.sampler(config)
     )
-    imagined, realised = imagined_against_realised(world_model, task, policy_params, imagine_fn, obs, adjacency)
+    imagined, realised = imagined_against_realised(
+        world_model, task, policy_params, imagine_fn, played.obs, played.adjacency
+    )
     names = list(env.spec.obs_names) if world_model.config.encoder == "identity" else [
         f"latent {i}" for i in range(world_model.config.latent_dim)
     ]  # fmt: skip
-    present = np.asarray(mask) > 0
+    present = mask > 0
     data = few_shot_data(config, workdir)
     data_action = np.asarray(data.action)[np.broadcast_to(data.agent_mask[:, None] > 0, data.reward.shape)]
     return [
         save(plan_picture(names, imagined, realised), out / f"plan_{task}.png"),
         save(
-            diagnostics(names, imagined, realised, np.asarray(mask), data_action, np.asarray(action)[:, present]),
+            diagnostics(names, imagined, realised, mask, data_action, action[:, present]),
             out / f"diagnostics_{task}.png",
         ),
     ]

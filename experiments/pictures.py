@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,28 +12,13 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import RegularPolygon
 
+from experiments.episodes import play
 from networld_envs import rb_mac
 from networld_envs.channel import steering_vectors
-from networld_envs.instances import instance_keys
 from networld_envs.topology import hex_cells
 from networld_envs.types import Environment, Policy
-from networld_jax.rollout import advance, start
 
 SLICE_NAMES = ("VoLTE", "video", "URLLC")
-
-
-def simulate(env: Environment, policy: Policy, policy_params: Any, num_steps: int, split: str = "validation"):
-    """(final state, steps: TimeStep with leading L, first state) of instance 0 of a split."""
-    key = instance_keys(env.spec.name, split, 1)[0]
-
-    @jax.jit
-    def run(key):
-        loop = start(key, env, env.default_params, policy)
-        body = lambda loop, t: advance(key, t, loop, env, env.default_params, policy, policy_params)  # noqa: E731
-        last, (steps, _) = jax.lax.scan(body, loop, jnp.arange(num_steps))
-        return last[0], steps, loop[0]
-
-    return jax.tree.map(np.asarray, run(key))
 
 
 def _cell_outlines(axes: Axes, centres_m: np.ndarray, radius_m: float) -> None:
@@ -51,7 +35,8 @@ def _cell_outlines(axes: Axes, centres_m: np.ndarray, radius_m: float) -> None:
 def draw_cbf(env: Environment, policy: Policy, policy_params: Any, num_steps: int = 30) -> Figure:
     """Cells, users and the beam pattern |a(phi)^T w|^2 of every base station after `num_steps` slots; user colour =
     rate."""
-    state, steps, _ = simulate(env, policy, policy_params, num_steps)
+    episode = play(env, policy, policy_params, num_steps)
+    state, steps = episode.last_state, episode.steps
     params = env.default_params
     centres_m = np.asarray(params.bs_xy_m)
     figure, axes = plt.subplots(figsize=(6.4, 6))
@@ -75,7 +60,8 @@ def draw_cbf(env: Environment, policy: Policy, policy_params: Any, num_steps: in
 def draw_rb(env: Environment, policy: Policy, policy_params: Any, num_steps: int = 60) -> Figure:
     """Left: nodes and links. Right: who holds which resource block of one frame (grey = signalling of node 0's
     view)."""
-    state, steps, _ = simulate(env, policy, policy_params, num_steps)
+    episode = play(env, policy, policy_params, num_steps)
+    state, steps = episode.last_state, episode.steps
     params, network = env.default_params, state.network
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1, 1.4))
     alive = np.flatnonzero(network.alive)
@@ -112,7 +98,8 @@ def draw_rb(env: Environment, policy: Policy, policy_params: Any, num_steps: int
 
 def draw_ns(env: Environment, policy: Policy, policy_params: Any, num_steps: int = 100) -> Figure:
     """Left: users by slice and the load of every cell. Right: arrivals, allocation and SLA of one cell over time."""
-    state, steps, _ = simulate(env, policy, policy_params, num_steps)
+    episode = play(env, policy, policy_params, num_steps)
+    state, steps = episode.last_state, episode.steps
     params = env.default_params
     figure, axes = plt.subplot_mosaic([["map", "demand"], ["map", "share"], ["map", "sla"]], figsize=(11, 6))
     centres_m = hex_cells(params.num_cells, np.sqrt(3) * params.cell_radius_m)

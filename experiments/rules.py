@@ -1,7 +1,7 @@
 """What every field of a configuration may be. `validation.validate` holds a configuration against this before any work.
 
-A new field needs a default in configs/default.py and, where its type does not say enough, a line in RULES: its path (`*`
-stands for anything) and a rule. The first path that matches counts; a field without a line must be like its
+A new field needs a default in configs/default.py and, where its type does not say enough, a line in RULES: its path
+(`*` stands for anything) and a rule. The first path that matches counts; a field without a line must be like its
 default: a whole number >= 0, a finite number, a text, True or False, or several of these.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from networld_envs.instances import KEY_RANGES
@@ -38,6 +38,11 @@ def whole(low: int = 0, high: int | None = None) -> Rule:
     """A whole number in [low, high]."""
     allowed = f"a whole number >= {low}" if high is None else f"a whole number in {low}..{high}"
     return Rule(allowed, lambda v: _is_whole(v) and v >= low and (high is None or v <= high))
+
+
+def multiple(of: int) -> Rule:
+    """A positive whole multiple."""
+    return Rule(f"a multiple of {of} above 0", lambda v: _is_whole(v) and v > 0 and v % of == 0)
 
 
 def real(low: float, high: float = math.inf) -> Rule:
@@ -89,13 +94,15 @@ RULES: dict[str, Rule] = {
     "model.return_range": positive(),
     "model.*_hidden": several(whole(1)),
     "model.width_mults": several(whole(1), at_least=1),
-    "model.width": Rule(f"a multiple of {NUM_GROUPS} above 0", lambda v: _is_whole(v) and v > 0 and v % NUM_GROUPS == 0),
+    "model.width": multiple(NUM_GROUPS),
     "model.*": whole(1),
     "loss.label": one_of(LABELS),
     "loss.discount": real(0, 1),
     "loss.message_dropout": real(0, 1),
     "planner.sampler": one_of(SAMPLERS),
     "planner.rank": one_of(("return", "action_value")),
+    "planner.imagine": one_of(("diffusion", "present", "noise")),
+    "planner.guidance": one_of(("return", "random", "value", "flipped")),
     "planner.message_delay_steps": whole(-1),
     "planner.message_loss": real(0, 1),
     "planner.message_bits": whole(0, 32),
@@ -107,9 +114,18 @@ RULES: dict[str, Rule] = {
     "*.ema_decay": real(0, 1),
     "*.warmup_updates": whole(0),
     "*.burn_in_steps.*": whole(0),
+    "pretrain.sources": several(TEXT),
+    "pretrain.num_trajectories.*": whole(0),
+    "pretrain.data": one_of(("real", "shuffled", "autoregressive")),
+    "adapt.num_trajectories": whole(0),
+    "adapt.num_topologies": whole(0),
     "adapt.num_steps": whole(0),
+    "adapt.readout_scale": real(-1),
     "adapt.finetune_scale": real(0),
     "calibrate.variants.*": ANYTHING,  # each is an environment's parameters and the names of rules
+    "groups.*": ANYTHING,  # lists of runs; the queue checks their names
+    "queue.only": Rule("a text", lambda v: isinstance(v, str)),
+    "queue.target_trajectories.*": whole(0),
     "baselines.methods": several(TEXT),
     "baselines.*.hidden": several(whole(1), at_least=1),
     "baselines.*.target_advantage": real(-10, 10),
@@ -141,15 +157,6 @@ def like(default: Any) -> Rule:
     if isinstance(default, tuple | list):
         return several(like(default[0]) if default else ANYTHING)
     return ANYTHING
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Path -> value of every field, sections joined with dots."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= flatten(value, f"{path}.") if hasattr(value, "items") else {path: value}
-    return flat
 
 
 def did_you_mean(wrong: str, known: Collection[str]) -> str:

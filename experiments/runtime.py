@@ -211,7 +211,7 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
     from experiments import rules
     from experiments.configs import default
 
-    known = rules.flatten(default.get_config())
+    known = flat(default.get_config())
     overrides = [match.groups() for arg in argv if (match := _OVERRIDE.fullmatch(arg))]
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     for path, value in overrides:
@@ -296,10 +296,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
+    """Nested dicts or a configuration as one dict, keys joined by dots."""
     found = {}
     for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {f"{prefix}{name}": value}
     return found
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from experiments import runtime
 from networld_jax.checkpoints import Checkpoints, steps
+from networld_jax.files import read_signed, write_signed
 from networld_jax.types import Params, TrainState
 from networld_jax.world_model import WorldModel
 
@@ -73,7 +75,8 @@ def train(
 
     Resumes from the newest intact checkpoint in `directory`; because update s draws from fold_in(key(seed), s), the
     result has the same bits as an uninterrupted run's. Metrics go to `directory/metrics.jsonl`. At SIGTERM it stops
-    after the running dispatch, with a checkpoint.
+    after the running dispatch, with a checkpoint. A value that is not finite stops it with a TrainingError and a dump
+    in `directory/failure/` (`load_failure`), from which the same command reproduces it.
 
     Args:
       epoch: jitted `training.make_epoch` with updates_per_dispatch updates.
@@ -89,12 +92,17 @@ def train(
         first, state = checkpoints.restore_latest(state) or (0, state)
         log = runtime.MetricsLog(directory / "metrics.jsonl", first_step=first + 1)
         key = jax.random.key(seed)
+        _replay_failure(directory, state, epoch, data, key, seed)
         advance(first)
         for dispatch in range(first // size, config.num_updates // size):
             state, metrics = epoch(state, data, key)
             done = (dispatch + 1) * size
             numbers = {name: float(value) for name, value in metrics.items()}
-            for warning in check_metrics(done, seed, numbers):
+            try:
+                warnings = check_metrics(done, seed, numbers)
+            except TrainingError as error:
+                raise TrainingError(f"{error}; {dump_failure(directory, state, key, numbers)}") from error
+            for warning in warnings:
                 runtime.warn(warning)
             log.write(done, numbers)
             advance(size, **{label: numbers[name] for label, name in shown.items()})
@@ -109,3 +117,55 @@ def train(
 def steps_done(directory: Path) -> int:
     """Updates that the newest checkpoint of a run has seen; its metrics reach at least that far."""
     return max(steps(Path(directory) / "checkpoints"), default=0)
+
+
+# ---------------------------------------------------------------------------------------------------- failures
+
+FAILURE = "failure"
+
+
+def dump_failure(directory: Path, state: TrainState, key: jax.Array, metrics: Mapping[str, float]) -> str:
+    """Stores the state before the update that failed, its step and its batch key; returns a line that says where.
+
+    `state` has stood still since then, see `training.unless_finite`.
+    """
+    step = int(state.step)
+    with contextlib.closing(Checkpoints(directory / FAILURE, max_to_keep=1, report_fn=runtime.warn)) as dump:
+        dump.save(step, state)
+    batch_key = jax.random.key_data(jax.random.fold_in(key, step)).tolist()
+    shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+    write_signed(directory / f"{FAILURE}.json", {"update": step, "batch_key": batch_key, "metrics": shown})
+    return (
+        f"update {step} with batch key {batch_key} is kept in {directory / FAILURE}, the same command repeats it first"
+    )
+
+
+def load_failure(directory: Path, like: TrainState) -> tuple[TrainState, jax.Array] | None:
+    """(state before the failed update, its batch key) that a stopped run left in `directory`; None when there is none.
+
+    The update is sample_key, loss_key = split(batch_key), a batch of sample_key, then the loss with loss_key.
+    """
+    path = Path(directory) / f"{FAILURE}.json"
+    if not path.exists():
+        return None
+    facts = read_signed(path)
+    with contextlib.closing(Checkpoints(Path(directory) / FAILURE, report_fn=runtime.warn)) as dump:
+        found = dump.restore_latest(like)
+    key = jax.random.wrap_key_data(jnp.asarray(facts["batch_key"], jnp.uint32))
+    return None if found is None else (found[1], key)
+
+
+def _replay_failure(directory: Path, like: TrainState, epoch: Callable, data: Any, key: jax.Array, seed: int) -> None:
+    """Repeats the update at which an earlier start of this run stopped. Raises TrainingError when it fails again; else
+    says that it did not, sets the dump aside and lets the run go on."""
+    found = load_failure(directory, like)
+    if found is None:
+        return
+    step = int(found[0].step)
+    _, metrics = epoch(found[0], data, key)
+    try:
+        check_metrics(step, seed, {name: float(value) for name, value in metrics.items()})
+    except TrainingError as error:
+        raise TrainingError(f"reproduced from {directory / FAILURE}: update {step} fails again: {error}") from error
+    runtime.warn(f"update {step} failed before and does not now; the dump is kept in {FAILURE}_not_reproduced")
+    (directory / f"{FAILURE}.json").rename(directory / f"{FAILURE}_not_reproduced.json")

@@ -8,9 +8,9 @@ from typing import Any
 
 import ml_collections
 
-from experiments import baselines, rules, settings, train_loop
-from experiments.configs import calibrate, default
-from experiments.runtime import UserError
+from experiments import baselines, pretrain, rules, settings, train_loop
+from experiments.configs import calibrate, default, evidence
+from experiments.runtime import UserError, flat
 from networld_envs import experts
 
 
@@ -18,15 +18,16 @@ def validate(config: Any) -> None:
     """Raises UserError, one line naming field, value and what is allowed, for the first thing that is wrong."""
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
-    values = rules.flatten(config)
+    values = flat(config)
     for path in ("tasks", "held_out"):  # which fields there must be depends on them
         if path not in values:
             raise UserError(f"the configuration lacks {path!r}, see experiments/configs/default.py")
         check(path, values[path], rules.RULES[path])
-    defaults = expected(tuple(config.tasks), is_calibration="calibrate" in config)
+    defaults = expected(tuple(config.tasks), sections=tuple(config))
     check_names(config, values, defaults)
     for path, value in values.items():
-        check(path, value, rules.rule_of(path, defaults.get(path)))
+        if not path.startswith("environment."):  # made, and so checked, in check_together
+            check(path, value, rules.rule_of(path, defaults.get(path)))
     check_together(config)
 
 
@@ -37,15 +38,22 @@ def check(path: str, value: Any, rule: rules.Rule) -> None:
         raise UserError(f"{path} must be {rule.allowed}, got {shown}")
 
 
-def expected(tasks: tuple[str, ...], is_calibration: bool = False) -> dict[str, Any]:
-    """Path -> default of every field that a configuration over these tasks has."""
-    config = calibrate.get_config() if is_calibration else default.get_config()
+FREE = ("environment", "calibrate.variants", "groups")
+"""Sections whose fields are names that a user chooses; the environments and the stages check what is in them."""
+
+
+def expected(tasks: tuple[str, ...], sections: tuple[str, ...]) -> dict[str, Any]:
+    """Path -> default of every field that a configuration over these tasks with these sections has."""
+    config = default.get_config()
+    for section, owner in (("calibrate", calibrate), ("queue", evidence), ("groups", evidence)):
+        if section in sections:  # read by one stage only
+            config[section] = owner.get_config()[section]
     result = {}
-    for path, value in rules.flatten(config).items():
+    for path, value in flat(config).items():
         head, _, last = path.rpartition(".")
         if last in default.TASKS:  # one value per task
             result |= {f"{head}.{task}": value for task in tasks}
-        else:
+        elif not path.startswith(tuple(f"{section}." for section in FREE)):
             result[path] = value
     return result
 
@@ -53,14 +61,16 @@ def expected(tasks: tuple[str, ...], is_calibration: bool = False) -> dict[str, 
 def check_names(config: ml_collections.ConfigDict, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raises UserError for a field that nothing reads, or one that is missing."""
     tasks = (*config.tasks, *default.TASKS)
-    free = tuple(f"environment.{task}." for task in tasks) + ("calibrate.variants.",)
     for path in values:
         head, _, last = path.rpartition(".")
         is_per_task = last in tasks and any(known.rpartition(".")[0] == head for known in defaults)
-        if path not in defaults and not is_per_task and not path.startswith(free):
+        if path not in defaults and not is_per_task and not path.startswith(tuple(f"{name}." for name in FREE)):
             raise UserError(f"unknown configuration field {path!r}{rules.did_you_mean(path, defaults)}")
+    for task in config.environment:
+        if task not in tasks:
+            raise UserError(f"unknown task {task!r} in environment{rules.did_you_mean(task, tasks)}")
     for path in defaults:
-        if path not in values and not path.startswith("calibrate.variants."):
+        if path not in values:
             raise UserError(f"the configuration lacks {path!r} (default {defaults[path]!r})")
 
 
@@ -80,6 +90,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
         with named(f"environment.{task}"):
             envs[task] = settings.environment(config, task)
     settings.environments(config)
+    pretrain.source_tasks(config)
     for field, choices in (("tasks", config.tasks), ("float64", (*config.tasks, *default.TASKS))):
         for name in config.collect[field]:
             check(f"collect.{field}", name, rules.one_of(choices))
@@ -107,16 +118,16 @@ def check_lengths(config: ml_collections.ConfigDict) -> None:
     """Trajectories hold at least one window, and as many are collected as adaptation wants."""
     collect, adapt, target = config.collect, config.adapt, config.held_out
     for task in config.tasks:
-        if collect.num_steps[task] < config.model.horizon:
+        if collect.num_steps[task] < settings.window_steps(config):
             raise UserError(
-                f"collect.num_steps.{task} must be at least model.horizon={config.model.horizon}, "
-                f"got {collect.num_steps[task]}"
+                f"collect.num_steps.{task} must be at least {settings.window_steps(config)}, the larger of "
+                f"model.horizon and loss.label_horizon, got {collect.num_steps[task]}"
             )
     if adapt.num_trajectories > collect.num_trajectories[target]:
         raise UserError(
             f"adapt.num_trajectories must be at most collect.num_trajectories.{target}="
             f"{collect.num_trajectories[target]}, got {adapt.num_trajectories}"
         )
-    available = adapt.num_trajectories * collect.num_steps[target]
+    available = (adapt.num_trajectories or collect.num_trajectories[target]) * collect.num_steps[target]
     if adapt.num_steps > available:
         raise UserError(f"adapt.num_steps must be in 0..{available} (what there is), got {adapt.num_steps}")

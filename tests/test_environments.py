@@ -264,14 +264,33 @@ def test_task_spec_is_static(case):
 
 
 def replace_agent(state, donor, j, num_agents):
-    """The state with agent j's part taken from `donor`: row j of every leaf [N, ...].
+    """The state with agent j's part taken from `donor`: row j of every leaf [N, ...], and where users [U] are served by
+    agents (`state.cell`), the rows of j's users.
 
-    Leaves [N, N, ...] belong to pairs (geometry, channels) and stay: agents measure them, nobody holds them.
+    Leaves [N, N, ...] belong to pairs (geometry, channels): see `replace_pairs`.
     """
+    cell = getattr(state, "cell", None)
+    num_users = None if cell is None else cell.shape[0]
 
     def swap(x, y):
+        if x.ndim and x.shape[0] == num_users:
+            return jnp.where(jnp.expand_dims(cell == j, tuple(range(1, x.ndim))), y, x)
         is_pairwise = x.ndim >= 2 and x.shape[1] == num_agents
         return x.at[j].set(y[j]) if x.ndim and x.shape[0] == num_agents and not is_pairwise else x
+
+    return jax.tree.map(swap, state, donor)
+
+
+def replace_pairs(state, donor, may, num_agents):
+    """The state with every pairwise entry (a, b) that involves none of the agents `may` [N] taken from `donor`.
+
+    An agent measures its own links, and hears of those of the agents it may hear; of all other links it knows nothing.
+    """
+    foreign = ~(may[:, None] | may[None, :])
+
+    def swap(x, y):
+        is_pairwise = x.ndim >= 2 and x.shape[:2] == (num_agents, num_agents)
+        return jnp.where(jnp.expand_dims(foreign, tuple(range(2, x.ndim))), y, x) if is_pairwise else x
 
     return jax.tree.map(swap, state, donor)
 
@@ -304,6 +323,21 @@ def test_observations_depend_on_declared_information_only(case):
         leaks = moved[:, :, columns].any(-1) & ~may
         assert not leaks.any(), f"{block.entries} declared {block.whose!r}, leaks (j, i) = {np.argwhere(leaks)[:5]}"
     assert moved[np.arange(spec.max_agents), np.arange(spec.max_agents)].any(), "the perturbation reaches nobody"
+
+
+def test_observations_do_not_depend_on_foreign_links(case):
+    """Take the links between agents that i may not hear of from another network: obs_i does not move."""
+    env, params, spec = case.env, case.params, case.env.spec
+    state, donor = at(case.states, 0, STEPS), at(case.states, 1, STEPS)
+    graph = np.asarray(env.adjacency(state, params))
+    observe = jax.jit(jax.vmap(lambda may: env.observe(replace_pairs(state, donor, may, spec.max_agents), params)))
+    unchanged = np.asarray(observe(jnp.ones((1, spec.max_agents), bool)))[0]
+    for block in spec.information:
+        columns = [spec.obs_names.index(entry) for entry in block.entries]
+        obs = np.asarray(observe(jnp.asarray(reachable(graph, block.whose))))  # [i, N, O], row i = what i may know of
+        for i in range(spec.max_agents):
+            moved = np.abs(obs[i, i] - unchanged[i]) > 1e-5 * (1.0 + np.abs(unchanged[i]))
+            assert not moved[columns].any(), f"agent {i}: {block.entries} declared {block.whose!r} see foreign links"
 
 
 def test_unknown_parameter_is_an_error():

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments import rules, runtime, validation
+from experiments import runtime, validation
 from experiments.configs import default
 
 # How ml_collections loads a file; gone with its next release.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module.*:DeprecationWarning")
 
 CONFIGS = sorted(path for path in Path("experiments/configs").glob("[!_]*.py"))
-FIELDS = rules.flatten(default.get_config())
+FIELDS = runtime.flat(default.get_config())
 # Wrong for every field of the kind, whatever its range.
 WRONG = {
     bool: (3, "yes", None, 0.5),
@@ -91,7 +91,7 @@ def test_a_misspelt_or_missing_field_is_named(seed):
         ({"model.latent_dim": 8}, "model: latent_dim must be at least 36"),
         ({"held_out": "wifi"}, r"held_out must be one of tasks \('cbf', 'rb', 'ns'\), got 'wifi'"),
         ({"collect.tier": "perfect"}, r"collect\.tier must be one of .*'expert'.*, got 'perfect'"),
-        ({"collect.num_steps.ns": 4}, r"collect\.num_steps\.ns must be at least model\.horizon=8, got 4"),
+        ({"collect.num_steps.ns": 4}, r"collect\.num_steps\.ns must be at least 8, .*got 4"),
         ({"adapt.num_trajectories": 97}, r"at most collect\.num_trajectories\.rb=96, got 97"),
         ({"adapt.num_steps": 2001}, r"adapt\.num_steps must be in 0\.\.2000 .*, got 2001"),
         ({"pretrain.num_updates": 150}, r"pretrain\.num_updates must be a positive multiple"),

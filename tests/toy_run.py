@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(tier="expert", num_parallel=2, steps_per_dispatch=6, float64=(), reference_instances=2, reference_steps=4)
     )
     c.collect.num_trajectories, c.collect.num_steps = everywhere(5), everywhere(10)
+    c.pretrain.num_trajectories = everywhere(0)
     c.model.update(
         dict(latent_dim=2, horizon=2, width=8, width_mults=(1,), diffusion_steps=4, num_action_bins=7)
         | dict(inverse_dynamics_hidden=(8,), value_hidden=(8,))

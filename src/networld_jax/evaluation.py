@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -116,12 +116,26 @@ def evaluate(
     `batch_size` instances run side by side (None = all); the result does not depend on it beyond rounding.
     """
     env_params = env.default_params if env_params is None else env_params
-    run, total = make_evaluator(env, policy, protocol), protocol.num_instances
-    size = batch_size or total
-    parts = []
-    for first in range(0, total, size):
-        keys = instances.instance_keys(env.spec.name, split, min(size, total - first), first)
-        parts.append(run(keys, policy_params, env_params))
+    run = make_evaluator(env, policy, protocol)
+    return score_instances(
+        lambda keys: run(keys, policy_params, env_params), env.spec.name, split, protocol.num_instances, batch_size
+    )
+
+
+def score_instances(
+    run: Callable[[jax.Array], Scores],
+    task: str,
+    split: str,
+    num_instances: int,
+    batch_size: int | None = None,
+    report_fn: Callable[[Scores], None] = lambda scores: None,
+) -> Scores:
+    """run(keys) -> Scores over the first instances of a split, `batch_size` at a time (None = all), as one Scores;
+    `report_fn` hears of every part."""
+    size, parts = batch_size or num_instances, []
+    for first in range(0, num_instances, size):
+        parts.append(run(instances.instance_keys(task, split, min(size, num_instances - first), first)))
+        report_fn(parts[-1])
     return concatenate_scores(parts)
 
 

@@ -126,6 +126,13 @@ def make_update(
     return update
 
 
+def unless_finite(before: Any, after: Any, metrics: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
+    """(`after`, or `before` when a metric is not finite; metrics): training stands still at the update that failed, so
+    that its step, its keys and the state that reproduces it are still there when the dispatch ends."""
+    is_finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
+    return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before), metrics
+
+
 def make_epoch(
     update: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
     sample_fn: Callable[[jax.Array, Any], Any],
@@ -134,13 +141,14 @@ def make_epoch(
     """`num_updates` updates in one dispatch: (state, data, key) -> (state, metrics averaged over the updates).
 
     Update s uses fold_in(key, s), so a resumed run repeats an uninterrupted one bit for bit. `sample_fn(key, data)`
-    draws a batch on the device. Jit it with donate_argnums=0.
+    draws a batch on the device. An update with a metric that is not finite is not applied (`unless_finite`). Jit it
+    with donate_argnums=0.
     """
 
     def epoch(state: TrainState, data: Any, key: jax.Array):
         def body(state, _):
             sample_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-            return update(state, sample_fn(sample_key, data), loss_key)
+            return unless_finite(state, *update(state, sample_fn(sample_key, data), loss_key))
 
         state, metrics = jax.lax.scan(body, state, None, length=num_updates)
         return state, jax.tree.map(lambda x: x.mean(0), metrics)
