@@ -2,10 +2,14 @@
 
 python -m tools.soak [--steps=1000000] [--windows=5000] [--tasks=cbf,rb,ns] [--copies=100] [--publish]
 
-Actions are uniform in a box twice as wide as the allowed one, so that every projection is at work. Checked in each step
-of each copy: everything is finite; `cbf`: transmit power at most P_max, rates not negative; `rb`: packets in the queue =
-before + arrived - overflowed - late - delivered, no more RBs granted than asked for, absent nodes silent; `ns`:
-packets waiting = before + arrived - judged in every slice, allocations add up to the band, satisfaction ratios in [0, 1].
+Actions are uniform in a box twice as wide as the allowed one, so that every projection is at work. Each step of each
+network must keep the laws: everything is finite;
+
+cbf: transmit power at most P_max, rates not negative;
+rb: packets waiting = before + arrived - overflowed - late - delivered, no more RBs granted than asked for, absent nodes
+    silent;
+ns: packets waiting = before + arrived - judged in every slice, allocations add up to the band, satisfaction ratios in
+    [0, 1].
 """
 
 from __future__ import annotations
