@@ -6,7 +6,7 @@ HELD_OUT ?= rb
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all benchmark lint install clean
+.PHONY: demo test test-all benchmark lint types docs install clean
 
 install: $(STAMP)
 
@@ -36,5 +36,17 @@ benchmark: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check src envs experiments benchmarks tests tools
 
+types: $(STAMP)
+	$(BIN)/mypy
+
+# In an environment of its own: the site's packages have nothing to do with the library's.
+docs: .venv-docs/.installed
+	.venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.30'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) .venv-docs runs build dist site

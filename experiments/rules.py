@@ -1,8 +1,8 @@
 """What every field of a configuration may be. `validation.validate` holds a configuration against this before any work.
 
 A new field needs a default in configs/default.py and, where its type does not say enough, a line in RULES: its path
-(`*` stands for anything) and a rule. The first path that matches counts; a field without a line must be like its
-default: a whole number >= 0, a finite number, a text, True or False, or several of these.
+(`*` stands for anything) and a rule. The first line that matches and allows the default counts; a field without one
+must be like its default: a whole number >= 0, a finite number, a text, True or False, or several of these.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ RULES: dict[str, Rule] = {
     "collect.tier": TEXT,  # of the tiers of every task: settings.tier_policy
     "collect.*": whole(1),
     "model.encoder": one_of(("identity", "mlp")),
+    "model.compute_dtype": one_of(("float32", "bfloat16")),
     "model.prediction": one_of(("x0", "noise")),
     "model.layout": one_of(("networld", "diffuser")),
     "model.num_return_bins": whole(0),
@@ -114,6 +115,10 @@ RULES: dict[str, Rule] = {
     "*.ema_decay": real(0, 1),
     "*.warmup_updates": whole(0),
     "*.burn_in_steps.*": whole(0),
+    "planner.warm_start": real(0, 1),
+    "distill.model": one_of(("adapt", "scratch")),
+    "distill.students": several(one_of(("chain", "row", "noisy_row")), at_least=1),
+    "distill.variants.*": ANYTHING,  # each is a planner's parameters
     "pretrain.sources": several(TEXT),
     "pretrain.num_trajectories.*": whole(0),
     "pretrain.data": one_of(("real", "shuffled", "autoregressive")),
@@ -141,7 +146,8 @@ RULES: dict[str, Rule] = {
 
 def rule_of(path: str, default: Any) -> Rule:
     """The rule of a field: the first line of RULES that matches its path, else `like` its default."""
-    return next((rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(path, pattern)), like(default))
+    matching = (rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(path, pattern))
+    return next((rule for rule in matching if default is None or rule.accepts(default)), like(default))
 
 
 def like(default: Any) -> Rule:

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from experiments import baselines, pretrain, rules, settings, train_loop
-from experiments.configs import calibrate, default, evidence
+from experiments.configs import benchmark, calibrate, default, evidence
 from experiments.runtime import UserError, flat
 from networld_envs import experts
 
@@ -22,7 +22,7 @@ def validate(config: Any) -> None:
     for path in ("tasks", "held_out"):  # which fields there must be depends on them
         if path not in values:
             raise UserError(f"the configuration lacks {path!r}, see experiments/configs/default.py")
-        check(path, values[path], rules.RULES[path])
+        check(path, values[path], rules.rule_of(path, None))
     defaults = expected(tuple(config.tasks), sections=tuple(config))
     check_names(config, values, defaults)
     for path, value in values.items():
@@ -38,16 +38,18 @@ def check(path: str, value: Any, rule: rules.Rule) -> None:
         raise UserError(f"{path} must be {rule.allowed}, got {shown}")
 
 
-FREE = ("environment", "calibrate.variants", "groups")
+STAGE_SECTIONS = {"calibrate": calibrate, "queue": evidence, "groups": evidence, "benchmark": benchmark}
+"""Sections that one stage reads -> the configuration file that has them."""
+
+FREE = ("environment", "calibrate.variants", "distill.variants", "groups")
 """Sections whose fields are names that a user chooses; the environments and the stages check what is in them."""
 
 
 def expected(tasks: tuple[str, ...], sections: tuple[str, ...]) -> dict[str, Any]:
     """Path -> default of every field that a configuration over these tasks with these sections has."""
     config = default.get_config()
-    for section, owner in (("calibrate", calibrate), ("queue", evidence), ("groups", evidence)):
-        if section in sections:  # read by one stage only
-            config[section] = owner.get_config()[section]
+    for section in set(STAGE_SECTIONS) & set(sections):
+        config[section] = STAGE_SECTIONS[section].get_config()[section]
     result = {}
     for path, value in flat(config).items():
         head, _, last = path.rpartition(".")
@@ -111,7 +113,28 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     for method in baselines.DEFAULTS:
         with named(f"baselines.{method}"):
             baselines.baseline_config(config, method)
+    rules_of_target = experts.policies(config.held_out, envs[config.held_out].default_params)
+    learned = ("networld", "networld_scratch")
+    for name in config.evaluate.policies:
+        if not baselines.is_baseline(name):
+            choices = (*learned, *baselines.BASELINES, *sorted(rules_of_target))
+            check("evaluate.policies", name, rules.one_of(choices))
+    check_variants(config)
     check_lengths(config)
+
+
+def check_variants(config: ml_collections.ConfigDict) -> None:
+    """Planner settings that the distill stage compares: fields of the planner, each by its rule."""
+    planner = default.get_config().planner
+    for name, changes in config.distill.variants.items():
+        path = f"distill.variants.{name}"
+        if not isinstance(changes, ml_collections.ConfigDict):
+            raise UserError(f"{path} must be a section with fields of planner, got {changes!r}")
+        for field, value in changes.items():
+            if field not in planner:
+                known = [f"{path}.{known}" for known in planner]
+                raise UserError(f"unknown configuration field '{path}.{field}'{rules.did_you_mean(field, known)}")
+            check(f"{path}.{field}", value, rules.rule_of(f"planner.{field}", planner[field]))
 
 
 def check_lengths(config: ml_collections.ConfigDict) -> None:

@@ -112,7 +112,7 @@ def unknown_flag(rng: random.Random) -> Mistake:
 
 def section_as_value(rng: random.Random) -> Mistake:
     section = rng.choice(sorted({p.rpartition(".")[0] for p in FIELDS if "." in p}))
-    return line([*GOOD, f"--config.{section}={rng.choice(('5', 'x', '{}'))}"], section)
+    return line([*GOOD, f"--config.{section}={rng.choice(('5', 'x', '[]'))}"], section)
 
 
 def broken_tuple(rng: random.Random) -> Mistake:
