@@ -79,7 +79,7 @@ ANYTHING = Rule("anything", lambda v: True)
 
 RULES: dict[str, Rule] = {
     "seed": whole(0, 2**32 - 1),
-    "tasks": several(TEXT, at_least=2),
+    "tasks": several(TEXT, at_least=1),
     "held_out": TEXT,  # among the tasks: settings.environments
     "preset": one_of(PRESETS),
     "environment.*": ANYTHING,  # the environments check their own parameters

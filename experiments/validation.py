@@ -133,7 +133,7 @@ def check_variants(config: ml_collections.ConfigDict) -> None:
         for field, value in changes.items():
             if field not in planner:
                 known = [f"{path}.{known}" for known in planner]
-                raise UserError(f"unknown configuration field '{path}.{field}'{rules.did_you_mean(field, known)}")
+                raise UserError(f"unknown configuration field '{path}.{field}'{rules.did_you_mean(f'{path}.{field}', known)}")
             check(f"{path}.{field}", value, rules.rule_of(f"planner.{field}", planner[field]))
 
 
