@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging as python_logging
 import os
 import platform
 import re
@@ -58,6 +59,7 @@ def main(run: Stage, publish: Stage | None = None) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
+        python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)  # what fails there is raised here as well
         signal.signal(signal.SIGTERM, _terminate)
         try:
             config, workdir = read_flags(argv, flags.FLAGS)
@@ -221,9 +223,12 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
             return f"unknown configuration field {path!r}{rules.did_you_mean(path, known)}"
         if path in known and (f"config.{path}=" in str(error) or not isinstance(error, flags.Error)):
             return f"{path} must be {rules.rule_of(path, known[path]).allowed}, got {value!r}"
+    file, last = ", ".join(_values("config", argv)), " ".join(lines[-1].split())
+    if "Error whilst parsing config file" in str(error):  # a whole traceback; its last line says what and why
+        return f"--config={file}: {last}"
     if isinstance(error, flags.Error):
         return " ".join(" ".join(lines).split())
-    return f"--config={', '.join(_values('config', argv))}: {type(error).__name__}: {' '.join(lines[-1].split())}"
+    return f"--config={file}: {type(error).__name__}: {last}"
 
 
 def read_flags(rest: Sequence[str], flag_values: flags.FlagValues) -> tuple[ml_collections.ConfigDict, Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+import networld_envs
 from experiments import baselines, pretrain, rules, settings, train_loop
 from experiments.configs import benchmark, calibrate, default, evidence
 from experiments.runtime import UserError, flat
@@ -23,6 +24,8 @@ def validate(config: Any) -> None:
         if path not in values:
             raise UserError(f"the configuration lacks {path!r}, see experiments/configs/default.py")
         check(path, values[path], rules.rule_of(path, None))
+    for task in config.tasks:
+        check("tasks", task, rules.one_of(sorted(networld_envs.ENVIRONMENTS)))
     defaults = expected(tuple(config.tasks), sections=tuple(config))
     check_names(config, values, defaults)
     for path, value in values.items():
@@ -131,10 +134,11 @@ def check_variants(config: ml_collections.ConfigDict) -> None:
         if not isinstance(changes, ml_collections.ConfigDict):
             raise UserError(f"{path} must be a section with fields of planner, got {changes!r}")
         for field, value in changes.items():
+            full = f"{path}.{field}"
             if field not in planner:
-                known = [f"{path}.{known}" for known in planner]
-                raise UserError(f"unknown configuration field '{path}.{field}'{rules.did_you_mean(f'{path}.{field}', known)}")
-            check(f"{path}.{field}", value, rules.rule_of(f"planner.{field}", planner[field]))
+                hint = rules.did_you_mean(full, [f"{path}.{known}" for known in planner])
+                raise UserError(f"unknown configuration field {full!r}{hint}")
+            check(full, value, rules.rule_of(f"planner.{field}", planner[field]))
 
 
 def check_lengths(config: ml_collections.ConfigDict) -> None:

@@ -76,7 +76,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(state))
             self._manager.wait_until_finished()
         except Exception as error:  # tensorstore reports a full disk as ValueError, others as OSError
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OSError(0, f"checkpoint cannot be written ({reason}); the one before is kept", str(folder)) from error
         if jax.process_index() == 0:
             write_signed(folder / SUMS_FILE, {"step": step, "files": _sums(folder)})
