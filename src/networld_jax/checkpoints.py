@@ -146,7 +146,7 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat = {}
+    flat: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
         flat |= _flatten(value, path + "/") if isinstance(value, Mapping) else {path: np.asarray(value)}

@@ -206,7 +206,8 @@ def joint_loss(
     Returns (loss [], metrics {name: []}).
     """
     shared_key, *task_keys = jax.random.split(key, 1 + len(batch))
-    own, parts, metrics = 0.0, [], {}
+    metrics: dict[str, jax.Array] = {}
+    own, parts = 0.0, []
     for (task, segments), task_key in zip(batch.items(), task_keys, strict=True):
         loss, sequences, numbers = task_loss(world_model, params, stats[task], task, segments, task_key, config)
         own += loss / len(batch)

@@ -231,7 +231,7 @@ def decode_plans(world_model: WorldModel, task: str, policy_params: PolicyParams
 
 def make_agent_plans(
     world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
-) -> Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], Plan]:
+) -> Callable[..., Plan]:
     """plans(policy_params, keys [S], z [S, D], m [S, D]) -> Plan of S agents, each with a key of its own: an agent
     alone plans what it would plan among others. `previous` [S, H, 2D], the plans of the step before, is passed on to
     `imagine_fn`."""
@@ -258,7 +258,7 @@ def make_agent_plans(
 
 def make_plan(
     world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
-) -> Callable[[PolicyParams, jax.Array, jax.Array, jax.Array], Plan]:
+) -> Callable[..., Plan]:
     """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call, agent i
     with fold_in(key, i)."""
     plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn)

@@ -340,7 +340,7 @@ def _reverse(
         if clip is not None:
             x0 = jnp.clip(x0, -clip, clip)
         z = jnp.where(i < num_draws, step_noise_scale, 0.0).astype(x.dtype) * draw(i + 1) if num_draws else 0.0 * x
-        context = Jump(*map(schedule.level, (k_before, k_here, k_there)), x0_before, z)
+        context = Jump(schedule.level(k_before), schedule.level(k_here), schedule.level(k_there), x0_before, z)
         x = condition_fn(update(x, x0, context))
         return (x, x0), (x if return_chain else None)
 

@@ -67,8 +67,8 @@ def data_bins(low: ArrayLike, high: ArrayLike, num_bins: int) -> jax.Array:
         raise ValueError(f"num_bins must be at least 4 (two of them are spare), got {num_bins}")
     ends = [np.sign(end) * np.log1p(np.abs(end)) for end in (np.asarray(low, np.float64), np.asarray(high, np.float64))]
     margin = np.where(ends[0] == ends[1], 0.5, (ends[1] - ends[0]) / (num_bins - 3))
-    outer = [ends[0] - margin, ends[1] + margin]
-    return symexp_bins(*(np.sign(end) * np.expm1(np.abs(end)) for end in outer), num_bins)
+    low, high = (np.sign(end) * np.expm1(np.abs(end)) for end in (ends[0] - margin, ends[1] + margin))
+    return symexp_bins(low, high, num_bins)
 
 
 def two_hot(y: jax.Array, bins: jax.Array) -> jax.Array:

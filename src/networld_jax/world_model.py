@@ -115,7 +115,7 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
             params = {"denoiser": denoiser, "classifier": {"head": head.init(classifier_key, *features)["params"]}}
         else:
             params = {"denoiser": denoiser, "classifier": classifier.init(classifier_key, x, k, k)["params"]}
-        per_task = {"encoder": {}, "decoder": {}, "inverse_dynamics": {}, "value": {}, "action_value": {}}
+        per_task: Params = {"encoder": {}, "decoder": {}, "inverse_dynamics": {}, "value": {}, "action_value": {}}
         z = jnp.zeros((1, dim))
         for name, spec in specs.items():
             e, d, i, v, q = jax.random.split(keys[name], 5)

@@ -176,7 +176,8 @@ def _make_box(spec: TaskSpec, config: CQLConfig) -> Baseline:
             }
 
         # every loss is taken at the old parameters, as in the reference
-        new, opt_state, metrics = {}, {}, {}
+        metrics: dict[str, jax.Array] = {}
+        new, opt_state = {}, {}
         for name, loss, own_optimiser in (
             ("policy", policy_loss, policy_optimiser),
             ("critic", critic_loss, optimiser),

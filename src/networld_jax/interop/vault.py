@@ -119,8 +119,8 @@ def export_vault(directory: Path | str, vault: Path | str) -> Path:
     shards = manifest["shards"]
     read = lambda i: datasets.read_shard(directory, i, shards[i]["sha256"])  # noqa: E731
     kind, (low, high) = manifest.get("action_kind", "box"), _action_range(manifest, directory)
-    store, kept = None, {name: [] for name in ("obs_last", "adjacency", "agent_mask", "terminated", "truncated",
-                                               "is_demonstration", "reward")}  # fmt: skip
+    names = ("obs_last", "adjacency", "agent_mask", "terminated", "truncated", "is_demonstration", "reward")
+    store, kept = None, dict[str, list[np.ndarray]]({name: [] for name in names})
     for i in range(len(shards)):
         trajectory = read(i)
         if kind == "integer" and trajectory.action.shape[-1] != 1:
