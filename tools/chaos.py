@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from tools import reliability, toy_stage
 
 OPTIONS = (
@@ -56,6 +58,10 @@ def start(stage: str, workdir: Path, log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        # Compiling is most of a toy stage's life: keep all of it, and do little of it.
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_disable_most_optimizations", True)
         sys.argv = [stage, *OPTIONS, f"--workdir={workdir}"]
         toy_stage.run(stage)
         code = 0
@@ -145,8 +151,6 @@ def main() -> int:
     rng, rows = random.Random(options.seed), []
     scratch = Path(tempfile.mkdtemp(prefix="networld_chaos_"))
     os.environ.setdefault("NETWORLD_CACHE", str(scratch / "cache"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     reference = scratch / "reference"
     reference.mkdir()
     for stage in toy_stage.STAGES:
