@@ -138,8 +138,8 @@ def owned(directory: Path) -> Iterator[None]:
     """The only run that writes into `directory`. The lock file `.lock` says who holds it (pid, host, command).
 
     A run that was killed leaves the file behind but not the kernel's lock on it, so it stops nobody on the same host;
-    a lock held on another host cannot be checked and is respected. Of a run in several processes the first one holds the
-    lock. Raises UserError naming the other run.
+    a lock held on another host cannot be checked and is respected. Of a run in several processes the first one holds
+    the lock. Raises UserError naming the other run.
     """
     if jax.process_index() != 0:
         yield
