@@ -47,10 +47,9 @@ def _rotate(a, v, p: int, q: int):
     denominator = jnp.abs(gap) + jnp.sqrt(gap**2 + 4 * magnitude**2)
     t = jnp.where(gap >= 0, 2.0, -2.0) * magnitude / jnp.maximum(denominator, tiny)
     c = jax.lax.rsqrt(1 + t**2)
-    # Without the barrier XLA computes all of the above anew for every entry it touches.
-    shift, c, s, phase = jax.lax.optimization_barrier((t * magnitude, c, t * c, phase))
-    a[p][p], a[q][q] = a[p][p] - shift, a[q][q] + shift
-    a[p][q] = _Complex(jnp.zeros_like(shift), jnp.zeros_like(shift))
+    s = t * c
+    a[p][p], a[q][q] = a[p][p] - t * magnitude, a[q][q] + t * magnitude
+    a[p][q] = _Complex(jnp.zeros_like(t), jnp.zeros_like(t))
 
     def turned(first: _Complex, second: _Complex) -> tuple[_Complex, _Complex]:
         second = phase * second

@@ -8,6 +8,7 @@ pass. Any other kind of key, type or setting goes to `jax.random` itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,34 +21,58 @@ def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.bits(key, shape)`: uniform uint32."""
     if not _is_fast(key, shape):
         return jax.random.bits(key, shape, jnp.uint32)
-    counter = jnp.arange(math.prod(shape), dtype=jnp.uint32)
-    first, second = _threefry(*jax.random.key_data(key), jnp.zeros_like(counter), counter)
-    return (first ^ second).reshape(shape)
+    return _draw(key, shape, lambda words: words)
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], minval: float = 0.0, maxval: float = 1.0) -> jax.Array:
     """`jax.random.uniform(key, shape, minval=, maxval=)` in the default float type."""
-    dtype = jnp.result_type(float)
-    if dtype != jnp.float32 or not _is_fast(key, shape):
-        return jax.random.uniform(key, shape, dtype, minval, maxval)
-    one = np.array(1.0, np.float32).view(np.uint32)
-    floats = jax.lax.bitcast_convert_type((bits(key, shape) >> jnp.uint32(9)) | one, jnp.float32) - 1.0
-    low, high = np.float32(minval), np.float32(maxval)
-    return jnp.maximum(low, floats * (high - low) + low)
+    if not _is_fast_float(key, shape):
+        return jax.random.uniform(key, shape, jnp.result_type(float), minval, maxval)
+    return _draw(key, shape, lambda words: _as_uniform(words, minval, maxval))
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.normal(key, shape)` in the default float type: sqrt 2 erfinv of a uniform in (-1, 1)."""
-    dtype = jnp.result_type(float)
-    if dtype != jnp.float32 or not _is_fast(key, shape):
-        return jax.random.normal(key, shape, dtype)
-    lowest = np.nextafter(np.float32(-1.0), np.float32(0.0))
-    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform(key, shape, lowest, 1.0))
+    if not _is_fast_float(key, shape):
+        return jax.random.normal(key, shape, jnp.result_type(float))
+    lowest, root = np.nextafter(np.float32(-1.0), np.float32(0.0)), np.float32(np.sqrt(2))
+    return _draw(key, shape, lambda words: root * jax.lax.erf_inv(_as_uniform(words, lowest, 1.0)))
 
 
 def exponential(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.exponential(key, shape)` in the default float type: -log(1 - u)."""
-    return -jnp.log1p(-uniform(key, shape))
+    if not _is_fast_float(key, shape):
+        return jax.random.exponential(key, shape, jnp.result_type(float))
+    return _draw(key, shape, lambda words: -jnp.log1p(-_as_uniform(words, 0.0, 1.0)))
+
+
+def _draw(key: jax.Array, shape: tuple[int, ...], transform: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """transform(words) of the words that JAX draws, as an array in memory.
+
+    In two halves, as a loop: what a loop returns XLA has to store. Otherwise it would fuse the rounds into every user of
+    the numbers, to be done again for each, and, where the last axis of `shape` is short, without vector units.
+    """
+    size, key_words = math.prod(shape), jax.random.key_data(key)
+    half = -(-size // 2)
+
+    def body(_, first):
+        counter = first + jnp.arange(half, dtype=jnp.uint32)
+        one, other = _threefry(*key_words, jnp.zeros_like(counter), counter)
+        return None, transform(one ^ other)
+
+    _, halves = jax.lax.scan(body, None, jnp.array([0, half], jnp.uint32))
+    return halves.reshape(-1)[:size].reshape(shape)
+
+
+def _as_uniform(words: jax.Array, minval: float, maxval: float) -> jax.Array:
+    one = np.array(1.0, np.float32).view(np.uint32)
+    floats = jax.lax.bitcast_convert_type((words >> jnp.uint32(9)) | one, jnp.float32) - 1.0
+    low, high = np.float32(minval), np.float32(maxval)
+    return jnp.maximum(low, floats * (high - low) + low)
+
+
+def _is_fast_float(key: jax.Array, shape: tuple[int, ...]) -> bool:
+    return jnp.result_type(float) == jnp.float32 and _is_fast(key, shape)
 
 
 def _is_fast(key: jax.Array, shape: tuple[int, ...]) -> bool:

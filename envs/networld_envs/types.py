@@ -123,14 +123,10 @@ def check_action_shape(action: jax.Array, spec: TaskSpec) -> None:
 
 
 def make_step(draw: Callable, transition: Callable, spec: TaskSpec) -> Callable:
-    """step = transition after draw, with the shape check in front.
-
-    The barrier keeps XLA from drawing a number anew wherever the transition uses it (half of a `cbf` step on CPU).
-    """
+    """step = transition after draw, with the shape check in front."""
 
     def step(key: chex.PRNGKey, state: Any, action: jax.Array, params: Any) -> tuple[Any, TimeStep]:
         check_action_shape(action, spec)
-        draws = jax.lax.optimization_barrier(draw(key, state, params))
-        return transition(state, action, draws, params)
+        return transition(state, action, draw(key, state, params), params)
 
     return step
