@@ -49,7 +49,7 @@ def exponential(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _draw(key: jax.Array, shape: tuple[int, ...], transform: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """transform(words) of the words that JAX draws, as an array in memory.
 
-    In two halves, as a loop: what a loop returns XLA has to store. Otherwise it would fuse the rounds into every user of
+    In two halves, as a loop: what a loop returns XLA has to store. Otherwise it would fuse the rounds into each user of
     the numbers, to be done again for each, and, where the last axis of `shape` is short, without vector units.
     """
     size, key_words = math.prod(shape), jax.random.key_data(key)

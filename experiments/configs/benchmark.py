@@ -23,7 +23,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     s.batches = (1, 19, 256)  # plans per call: one agent, one network, many
     s.full_comparison = (19,)  # batches at which the slower and the half-precision variants are timed too
     s.large_batch, s.levels_of_large_batches = 128, 4  # batches from here on sample this many levels only
-    s.seconds_per_comparison = 20.0
+    s.seconds_per_comparison = 15.0
     s.convolution_batch = 64
 
     t = b.train = ConfigDict()  # nets of `sampler`; the joint update of the configured model on the held-out task
@@ -34,14 +34,14 @@ def get_config(held_out: str = "rb") -> ConfigDict:
 
     e = b.env = ConfigDict()
     e.tasks = ("cbf", "rb", "ns")
-    e.num_envs = ConfigDict({"cbf": (1, 16, 64, 256), "rb": (1, 16, 64, 256, 1024), "ns": (1, 4)})
+    e.num_envs = ConfigDict({"cbf": (1, 8, 64, 256), "rb": (1, 16, 256, 1024), "ns": (1, 4)})
     e.steps_per_call = ConfigDict({"cbf": 20, "rb": 20, "ns": 2})
-    e.seconds_per_comparison = 20.0
+    e.seconds_per_comparison = 15.0
 
     l = b.closed_loop = ConfigDict()
     l.tasks = ("rb", "cbf", "ns")
     l.num_envs = ConfigDict({"cbf": 8, "rb": 16, "ns": 4})
     l.num_steps = ConfigDict({"cbf": 10, "rb": 10, "ns": 3})
     l.num_neighbours = 6  # messages an agent receives before one decision
-    l.seconds_per_comparison = 12.0
+    l.seconds_per_comparison = 8.0
     return c
