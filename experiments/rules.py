@@ -73,6 +73,7 @@ def several(rule: Rule, at_least: int = 0) -> Rule:
 
 
 TEXT = Rule("a text that is not empty", lambda v: isinstance(v, str) and bool(v))
+FINITE = Rule("a finite number", _is_finite)
 FLAG = Rule("True or False", lambda v: isinstance(v, bool))
 ANYTHING = Rule("anything", lambda v: True)
 

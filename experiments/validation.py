@@ -88,10 +88,25 @@ def named(section: str) -> Iterator[None]:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from error
 
 
+def check_parameters(task: str, parameters: Mapping[str, Any]) -> None:
+    """Numbers are given where an environment's parameter is one; the environment itself checks names and ranges."""
+    if not parameters:
+        return
+    defaults = networld_envs.make(task).default_params
+    for name, value in parameters.items():
+        if isinstance(getattr(defaults, name, None), int | float) and value is not None:
+            kind = rules.like(getattr(defaults, name))
+            is_number = kind is not rules.FLAG and rules.FINITE.accepts(value)
+            if not (is_number or kind.accepts(value)):
+                rule = rules.FLAG if kind is rules.FLAG else rules.FINITE
+                raise UserError(f"environment.{task}.{name} must be {rule.allowed}, got {value!r}")
+
+
 def check_together(config: ml_collections.ConfigDict) -> None:
     """Fields that must suit each other: the objects that are made of them say so."""
     envs = {}
     for task in config.tasks:
+        check_parameters(task, config.environment.get(task, {}))
         with named(f"environment.{task}"):
             envs[task] = settings.environment(config, task)
     settings.environments(config)

@@ -66,7 +66,8 @@ def test_fields_that_do_not_suit_each_other(change, message):
     ("parameters", "message"),
     [
         ({"correlation": 1.5}, r"environment\.cbf: correlation must lie in \[0, 1\), got 1\.5"),
-        ({"correlation": "high"}, r"environment\.cbf: "),
+        ({"correlation": "high"}, r"environment\.cbf\.correlation must be a finite number, got 'high'"),
+        ({"noise_dbm": float("nan")}, r"environment\.cbf\.noise_dbm must be a finite number, got nan"),
         ({"corelation": 0.5}, r"environment\.cbf: unknown cbf parameter 'corelation'"),
     ],
 )

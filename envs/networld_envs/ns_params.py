@@ -95,6 +95,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+RANGES = (
+    ("cell_radius_m", 1.0, 1e5), ("interference_slots", 1, 1e6), ("hotspots_per_slice", 0, 1e4),
+    ("episode_steps", 1, 1e9),
+    ("mimo_factor", 1e-3, 1e6), ("tx_power_dbw", -100.0, 100.0), ("antenna_gain_db", -100.0, 100.0),
+    ("noise_dbw_hz", -400.0, 0.0), ("shadow_std_db", 0.0, 50.0), ("mobility_step_s", 0.0, 1e6),
+    ("hotspot_speed_mps", 0.0, 1e4), ("hotspot_dwell_windows", 1e-3, 1e9), ("hotspot_fraction", 0.0, 1.0),
+    ("hotspot_std_m", 0.0, 1e5), ("session_end_probability", 0.0, 1.0), ("mix_concentration", 1e-3, 1e6),
+    ("mix_return", 0.0, 1.0), ("mix_drift", 0.0, 100.0),
+)  # fmt: skip
+"""Name, smallest and largest value; wide enough for anything physical, narrow enough to catch a wrong unit or sign."""
+
+
 def check_params(params: NSParams) -> None:
     """Raises ValueError for a parameter outside its range."""
     if params.observation not in ("full", "demand"):
@@ -112,6 +124,9 @@ def check_params(params: NSParams) -> None:
         raise ValueError(f"window_slots must be at least 1, got {params.window_slots}")
     if max(params.rules.latency_limit_slots) > 31 or min(params.rules.latency_limit_slots) < 1:
         raise ValueError(f"latency limits must be in 1..31 slots, got {params.rules.latency_limit_slots}")
+    for name, low, high in RANGES:
+        if not low <= getattr(params, name) <= high:
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {getattr(params, name)}")
     if not params.max_change_hz > 0 or not params.bandwidth_hz >= RB_HZ:
         raise ValueError(
             f"bandwidth_hz must be at least one RB ({RB_HZ:g}) and max_change_hz positive, "
