@@ -56,9 +56,11 @@ def expected(tasks: tuple[str, ...], sections: tuple[str, ...]) -> dict[str, Any
     result = {}
     for path, value in flat(config).items():
         head, _, last = path.rpartition(".")
+        if path.startswith(tuple(f"{section}." for section in FREE)):
+            continue
         if last in default.TASKS:  # one value per task
             result |= {f"{head}.{task}": value for task in tasks}
-        elif not path.startswith(tuple(f"{section}." for section in FREE)):
+        else:
             result[path] = value
     return result
 
