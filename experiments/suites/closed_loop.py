@@ -45,7 +45,7 @@ def planned_weights(config: ml_collections.ConfigDict, env: Environment, model: 
     """Untrained weights, and constants out of a little random play."""
     data = logged_data(config, env.spec.name, 2, max(24, 2 * model.config.horizon))
     stats = datasets.task_stats(data, env.spec, model.config)
-    return planning.PolicyParams(train_loop.initial_params(model, jax.random.key(0)), stats)
+    return planning.PolicyParams(train_loop.make_init(model)(jax.random.key(0)), stats)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:

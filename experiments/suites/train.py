@@ -146,7 +146,7 @@ def pipeline_rows(config: ml_collections.ConfigDict) -> list[Row]:
     update = training.make_update(training.world_model_loss(model, schedule, loss), optimiser, 0.99)
     counts = segments_per_update({task: env.spec}, config.adapt.sequences)
     sample = training.multi_task_sampler(counts, model.config.horizon, {task: env.spec.message_delay_steps})
-    params = train_loop.initial_params(model, jax.random.key(0))
+    params = train_loop.make_init(model)(jax.random.key(0))
     key, updates = jax.random.key(1), c.updates_per_dispatch
     on_device = ({task: jax.tree.map(jnp.asarray, data)}, stats)
     fixed = jax.jit(sample)(jax.random.key(2), on_device)
