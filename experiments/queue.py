@@ -240,8 +240,9 @@ class Queue:
         policy = self.policy(run, config, None, lambda: lookahead.make_lookahead(env, base))
         return self.evaluate(run, config, policy, {})
 
-    def world_model(self, run: Run, config: ml_collections.ConfigDict) -> tuple[Scores, int, dict[str, Any]]:
-        """NetWorld and its variants: pre-train (shared), adapt (shared by variants that differ in planning), plan."""
+    def trained(self, run: Run, config: ml_collections.ConfigDict) -> tuple[Path, float]:
+        """(folder of a world model, seconds spent on what other runs use too): pre-trained (shared), then adapted
+        (shared by variants that differ in planning only), what is there already is taken."""
         started = time.monotonic()
         pretrained = Path()
         if not config.adapt.from_scratch:
@@ -262,6 +263,11 @@ class Queue:
             )
         else:
             model = pretrained
+        return model, shared_seconds
+
+    def world_model(self, run: Run, config: ml_collections.ConfigDict) -> tuple[Scores, int, dict[str, Any]]:
+        """NetWorld and its variants."""
+        model, shared_seconds = self.trained(run, config)
         world_model, _ = settings.shared_world_model(config, self.memo)
         _, params, stats, facts = checkpoints.load_model(model)
 

@@ -264,6 +264,7 @@ def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict,
                 "sources": sources,
                 "data": config.pretrain.data,
                 "updates": config.pretrain.num_updates,
+                "steps": {t: config.collect.num_steps[t] for t in sources},
                 "trajectories": {
                     t: config.pretrain.num_trajectories.get(t, 0) or config.collect.num_trajectories[t] for t in sources
                 },

@@ -9,8 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 import networld_envs
-from experiments import adapt, methods, queue, rows, runs, settings
-from networld_jax import statistics
+from experiments import adapt, dataset_cards, methods, publish_pretrained, queue, rows, runs, runtime, settings
+from networld_jax import checkpoints, evaluate, pretrained, statistics
+from networld_jax.evaluation import Protocol
 from tests import tiny, toy_queue, toy_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -23,7 +24,8 @@ def toy_tasks():
     """Toy environments, and linear maps in place of the shared nets."""
     make = settings.make_world_model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "make_world_model", lambda *args: tiny.linear_nets(make(*args)))
+        for module in (settings, checkpoints):
+            patch.setattr(module, "make_world_model", lambda *args: tiny.linear_nets(make(*args)))
         patch.setattr(adapt, "start_embedding", lambda net, index, sources: net)  # linear maps know no tasks
         for name, factory in toy_run.TASKS.items():
             patch.setitem(networld_envs.ENVIRONMENTS, name, factory)
@@ -228,6 +230,39 @@ def test_every_method_resolves():
             runs.resolve(c, runs.Run("busy_queues", "expert", name, "own+mf", "neighbourhood"))
     with pytest.raises(ValueError, match=r"unknown configuration field 'planner\.nonsense'"):
         methods.set_field(c, "planner.nonsense", 1)
+
+
+# ------------------------------------------------------------------------------------------------ what is published
+
+
+def test_a_published_model_reaches_its_expected_score(finished, tmp_path):
+    workdir, found = finished
+    name = runs.Run("busy_queues", "expert", "networld_scratch", "own+mf", "neighbourhood").name
+    folder = publish_pretrained.run(config(only=name), workdir, tmp_path)
+    assert [path.name for path in sorted(folder.iterdir())] == ["model.json", "weights.npz"]
+    planner = pretrained.load_pretrained("networld_scratch_busy_queues_expert", tmp_path)
+    expected = planner.facts["expected"]
+    assert expected["reward"] == next(r for r in found if r["method"] == "networld_scratch")["reward"]
+    env = networld_envs.make(planner.task)
+    scores = evaluate(env, planner.policy, planner.policy_params, Protocol(**expected["protocol"]))
+    np.testing.assert_allclose(scores.reward, expected["instance_rewards"], rtol=1e-5)
+    with pytest.raises(ValueError, match="unknown pretrained model 'nonsense'"):
+        pretrained.load_pretrained("nonsense")
+    for method, message in (("ma_bc", "only world models"), ("networld", "has no row of")):
+        other = runs.Run("busy_queues", "expert", method, "own+mf", "none" if method == "ma_bc" else "neighbourhood")
+        with pytest.raises(runtime.UserError, match=message):
+            publish_pretrained.run(config(only=other.name), workdir, tmp_path)
+
+
+def test_a_card_says_how_its_dataset_is_repeated(finished):
+    workdir, _ = finished
+    (card,) = dataset_cards.cards(workdir)
+    assert (card["task"], card["tier"], card["trajectories"], card["steps"]) == ("busy_queues", "expert", 5, 10)
+    assert card["agent_transitions"] == 5 * 10 * 5 and card["bytes"] > 0 and len(card["sha256"]) == 64
+    assert "--config.collect.tier=expert" in card["command"]
+    page = dataset_cards.page([card])
+    for shown in (card["sha256"], "Apache-2.0", "`queue`, `arrivals`", "key range 'data'"):
+        assert shown in page
 
 
 # ------------------------------------------------------------------------------------------------ the file

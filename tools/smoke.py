@@ -11,7 +11,7 @@ import networld_jax
 from networld_envs import experts
 
 assert "site-packages" in networld_jax.__file__, f"not the installed package: {networld_jax.__file__}"
-STAGES = "collect pretrain adapt evaluate baselines calibrate figures demo distill benchmark"
+STAGES = "collect pretrain adapt evaluate baselines calibrate figures demo distill benchmark queue"
 for name in STAGES.split():
     importlib.import_module(f"experiments.{name}")
 assert (Path(networld_jax.__file__).parent / "py.typed").exists()

@@ -1,0 +1,272 @@
+"""What the rows of results/runs.jsonl say: selections, intervals and tables. Reads rows, never runs anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.demo import RULES
+from experiments.evaluate import ANCHORS
+from experiments.rows import Row
+from experiments.runs import best_cell
+from experiments.tables import markdown_table
+from networld_jax import statistics
+
+OURS = "networld"
+CLONES = ("ma_bc", "bc_shift", "bc_quantile", "filtered_bc", "rc_bc")
+TRANSFER_CONTROLS = ("networld_scratch", "random_unet", "networld_shuffled", "networld_autoregressive")
+"""Transfer is claimed only where the pre-trained model beats each of these in paired intervals."""
+FEW_SHOT = (
+    OURS, "networld_scratch", "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
+    "networld_autoregressive", "networld_from_cbf", "networld_from_rb", "networld_from_ns", "networld_joint",
+    "idm_only", "idm_only_noise", "scratch_idm_only", "ma_bc", "filtered_bc", "multi_task_bc",
+)  # fmt: skip
+FEW_SHOT_ONLY = ("random_unet", "networld_shuffled", "networld_autoregressive")
+UNPAIRED = "best_behaviour"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """All seeds of one method under one setting."""
+
+    method: str
+    rows: tuple[Row, ...]  # by seed
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """[S, I]."""
+        return np.array([row["instance_rewards"] for row in self.rows])
+
+    @property
+    def interval(self) -> statistics.Interval:
+        """Of the mean reward."""
+        return statistics.mean_interval(self.rewards)
+
+    @property
+    def seeds(self) -> int:
+        return len(self.rows)
+
+
+def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """Rows whose fields equal `wanted`; a tuple, list or set means any of its values."""
+
+    def fits(value, want):
+        return value in want if isinstance(want, (tuple, list, set, frozenset)) else value == want
+
+    return [row for row in rows if all(fits(row[field], want) for field, want in wanted.items())]
+
+
+def most_common_size(rows: Sequence[Row], methods: Sequence[str]) -> int:
+    """The amount of target data at which most of these methods were run; 0 without such rows."""
+    runs = {(row["target_transitions"], row["method"]) for row in rows if row["method"] in methods}
+    counts = Counter(size for size, _ in runs if size)
+    return max(counts, key=lambda size: (counts[size], size), default=0)
+
+
+def cell(rows: Sequence[Row], task: str, tier: str, method: str, **wanted: Any) -> Cell | None:
+    """A method's rows at the end of training, in its best cell on validation and, of several settings, the one with the
+    most seeds (the latest among equals). None without rows."""
+    found = select(rows, task=task, tier=tier, method=method, split="test", **wanted)
+    if not found:
+        return None
+    final = max(row["updates"] for row in found)
+    found = [row for row in found if row["updates"] == final]
+    groups: dict[tuple, dict[int, Row]] = defaultdict(dict)
+    for row in found:
+        key = (row["obs_set"], row["label"], row["target_topologies"], json.dumps(row["settings"], sort_keys=True))
+        groups[key][row["seed"]] = row
+    chosen = best_cell(rows, task, tier, method)
+    keys = [key for key in groups if key[:2] == chosen] or list(groups)
+    best = max(enumerate(keys), key=lambda item: (len(groups[item[1]]), item[0]))[1]
+    return Cell(method, tuple(groups[best][seed] for seed in sorted(groups[best])))
+
+
+def anchors(rows: Sequence[Row], task: str) -> tuple[float, float] | None:
+    """Rewards at score 0 and 1 on the test instances."""
+    found = [cell(rows, task, "none", name) for name in ANCHORS.get(task, ("random", "expert"))]
+    return None if None in found else tuple(float(c.rewards.mean()) for c in found)
+
+
+def expert_span(rows: Sequence[Row], task: str) -> float | None:
+    """Reward of the expert minus that of the random policy."""
+    ends = [cell(rows, task, "none", name) for name in ("random", "expert")]
+    if ends[1] is None:  # a task without a policy of that name: its high anchor
+        ends[1] = cell(rows, task, "none", ANCHORS.get(task, ("random", "expert"))[1])
+    return None if None in ends else float(ends[1].rewards.mean() - ends[0].rewards.mean())
+
+
+def scored(interval: statistics.Interval, ends: tuple[float, float]) -> statistics.Interval:
+    """An interval of rewards as one of anchored scores."""
+    low, high = ends
+    return statistics.Interval(*((value - low) / (high - low) for value in dataclasses.astuple(interval)))
+
+
+def number(interval: statistics.Interval) -> str:
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def signed(interval: statistics.Interval) -> str:
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]) -> str:
+    """Every method on one task and tier, best first, with NetWorld's paired difference to it."""
+    learned = select(rows, task=task, tier=tier, split="test")
+    size = most_common_size(learned, methods)
+    wanted = [(name, "none", {}) for name in RULES.get(task, ("random", "expert"))]
+    wanted += [(name, tier, {}) for name in ("behaviour", UNPAIRED)]
+    wanted += [(name, tier, {"target_transitions": size}) for name in methods]
+    cells = [c for name, where, fields in wanted if (c := cell(rows, task, where, name, **fields)) is not None]
+    if not cells:
+        return "No rows yet.\n"
+    ends, ours = anchors(rows, task), next((c for c in cells if c.method == OURS), None)
+    lines = []
+    for c in sorted(cells, key=lambda c: -c.rewards.mean()):
+        first, interval = c.rows[0], c.interval
+        against = better = ""
+        if ours is not None and c.method not in (OURS, UNPAIRED):
+            against = signed(statistics.paired_interval(ours.rewards, c.rewards))
+            better = f"{statistics.probability_of_improvement(ours.rewards, c.rewards):.2f}"
+        setting = "" if first["obs_set"] == "none" else f"{first['obs_set']}, {first['label']}"
+        score = number(scored(interval, ends)) if ends else ""
+        seconds = f"{np.mean([row['seconds'] for row in c.rows]):.0f}"
+        name, sent = f"**`{c.method}`**" if c.method == OURS else f"`{c.method}`", first["message_bytes"]
+        lines.append((name, number(interval), score, c.seeds, against, better, setting, sent, seconds))
+    header = (
+        "method", "reward [95 %]", "score [95 %]", "seeds", "networld minus it", "P(networld better)", "sees, label",
+        "bytes", "s per run",
+    )  # fmt: skip
+    trained = f"Target data: {size} environment steps. " if size else ""
+    first = cells[0].rows[0]
+    return f"{trained}{len(first['instance_rewards'])} test instances.\n\n" + markdown_table(header, lines)
+
+
+def against_table(
+    rows: Sequence[Row], task: str, tier: str, methods: Sequence[str], reference: str, size: int
+) -> str | None:
+    """Methods at one amount of target data, each with the paired difference of `reference` to it. None without rows of
+    the reference."""
+    ours = cell(rows, task, tier, reference, target_transitions=size)
+    if ours is None:
+        return None
+    lines = []
+    for name in methods:
+        c = cell(rows, task, tier, name, target_transitions=size)
+        if c is None:
+            continue
+        against = "" if name == reference else signed(statistics.paired_interval(ours.rewards, c.rewards))
+        better = "" if name == reference else f"{statistics.probability_of_improvement(ours.rewards, c.rewards):.2f}"
+        lines.append((f"`{name}`", number(c.interval), c.seeds, against, better, c.rows[0]["updates"]))
+    header = ("method", "reward [95 %]", "seeds", f"{reference} minus it", f"P({reference} better)", "updates")
+    return f"{task}, {tier}: {size} environment steps of target data.\n\n" + markdown_table(header, lines)
+
+
+def transfer_verdict(rows: Sequence[Row], task: str, tier: str, size: int) -> str:
+    """Whether pre-training pays: better than every control, in paired intervals."""
+    ours = cell(rows, task, tier, OURS, target_transitions=size)
+    found = {name: cell(rows, task, tier, name, target_transitions=size) for name in TRANSFER_CONTROLS}
+    absent = [name for name, c in found.items() if c is None]
+    if ours is None or absent:
+        return f"{task}: open, no rows of {', '.join(absent or [OURS])}."
+    lost = [name for name, c in found.items() if statistics.paired_interval(ours.rewards, c.rewards).low <= 0]
+    if lost:
+        return f"{task}: **transfer not shown**: not above {', '.join(f'`{name}`' for name in lost)}."
+    return f"{task}: **transfer shown**: above scratch, random, shuffled and synthetic controls."
+
+
+def equal_to_clones(rows: Sequence[Row], task: str, methods: Sequence[str]) -> str:
+    """On expert data: is networld non-inferior to the best cloning row?"""
+    size = most_common_size(select(rows, task=task, tier="expert", split="test"), methods)
+    ours = cell(rows, task, "expert", OURS, target_transitions=size)
+    clones = [c for name in CLONES if (c := cell(rows, task, "expert", name, target_transitions=size)) is not None]
+    span = expert_span(rows, task)
+    if ours is None or not clones or span is None or span <= 0:
+        return f"{task}: open."
+    best = max(clones, key=lambda c: c.rewards.mean())
+    result = statistics.non_inferiority(ours.rewards, best.rewards, span)
+    verdict = "not inferior" if result.holds else "**inferior or undecided**"
+    return (
+        f"{task}: {verdict} to `{best.method}`: difference {result.difference:+.3f}, one-sided 95 % bound "
+        f"{result.lower_bound:+.3f}, allowed {-result.margin:.3f} (2 % of the random-expert span)."
+    )
+
+
+def aggregate_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str]) -> str:
+    """Anchored scores over all tasks: interquartile mean and mean over tasks x seeds, methods with all tasks only."""
+    lines = []
+    for name in methods:
+        scores = []
+        for task in tasks:
+            size = most_common_size(select(rows, task=task, tier=tier, split="test"), methods)
+            c, ends = cell(rows, task, tier, name, target_transitions=size), anchors(rows, task)
+            if c is None or ends is None:
+                break
+            scores.append((c.rewards.mean(1) - ends[0]) / (ends[1] - ends[0]))
+        else:
+            flat = np.concatenate(scores)
+            spread = f"{flat.min():.2f} to {flat.max():.2f}"
+            lines.append((statistics.iqm(flat), f"`{name}`", float(np.mean(flat)), spread))
+    lines.sort(reverse=True)
+    header = ("method", "IQM of scores", "mean", "seeds and tasks from, to")
+    return markdown_table(header, [(name, f"{q:.3f}", f"{mean:.3f}", spread) for q, name, mean, spread in lines])
+
+
+def curve(rows: Sequence[Row], task: str, tier: str, method: str, topologies: bool = False) -> dict[int, np.ndarray]:
+    """Target data (or number of topologies, at the amount of data where it was varied) -> rewards [S, I]."""
+    found = select(rows, task=task, tier=tier, method=method, split="test")
+    if topologies:
+        sizes = Counter(size for size, _ in {(row["target_transitions"], row["target_topologies"]) for row in found})
+        if not sizes or max(sizes.values()) < 2:
+            return {}
+        size = max(sizes, key=lambda s: sizes[s])
+        found = [row for row in found if row["target_transitions"] == size]
+        points = sorted({row["target_topologies"] for row in found})
+        cells = {n: cell(found, task, tier, method, target_topologies=n) for n in points}
+    else:
+        cells = {}
+        for size in sorted({row["target_transitions"] for row in found}):
+            few = min(row["target_topologies"] for row in found if row["target_transitions"] == size)
+            cells[size] = cell(rows, task, tier, method, target_transitions=size, target_topologies=few)
+    return {point: c.rewards for point, c in cells.items() if c is not None}
+
+
+def saved_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str]) -> str:
+    """Target data saved by networld at the score that each method reaches with its most data."""
+    lines = []
+    for task in tasks:
+        ours = curve(rows, task, tier, OURS)
+        for name in methods:
+            theirs = curve(rows, task, tier, name)
+            if name == OURS or len(ours) < 2 or not theirs:
+                continue
+            factor, reference, reached = statistics.data_saved(ours, theirs, num_resamples=500)
+            interval = f"{factor.mean:.1f} [{factor.low:.1f}, {factor.high:.1f}]"
+            shown = "never reached" if np.isnan(factor.mean) else interval
+            lines.append((task, f"`{name}`", reference, shown, f"{reached:.0%}"))
+    if not lines:
+        return "No rows yet.\n"
+    header = ("task", "method", "its data (steps)", "factor saved [95 %]", "resamples that reach it")
+    return markdown_table(header, lines)
+
+
+def coverage(finished: Sequence[Row], wanted: Sequence[Any], group: str, describe: Callable[[Any], str]) -> str:
+    """One line on what a group still lacks; `wanted` are its runs, `describe` gives the identity of one."""
+    done = {json.dumps([row["task"], row["tier"], row["method"], row["seed"], row["split"]]) for row in finished}
+    absent = Counter()
+    for run in wanted:
+        if json.dumps([run.task, run.tier, run.method, run.seed, run.split]) not in done:
+            absent[f"{describe(run)}"] += 1
+    total = sum(absent.values())
+    if not total:
+        return f"`{group}`: complete ({len(wanted)} runs)."
+    named = ", ".join(f"{name} ({count})" for name, count in sorted(absent.items())[:12])
+    more = ", ..." if len(absent) > 12 else ""
+    return f"`{group}`: {total} of {len(wanted)} runs missing: {named}{more}."

@@ -1,0 +1,156 @@
+"""Tables and figures say what the rows say: rows with known means in, known verdicts out."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from experiments import evidence, evidence_figures, rows, runs
+from experiments.configs import evidence as configuration
+from tools import render_results
+
+INSTANCES = 16
+SHARED = np.random.default_rng(0).normal(size=INSTANCES)  # networks are easy or hard for every method alike
+
+
+def row(method, reward, *, task="rb", tier="mixed", seed=0, size=10_000, **fields):
+    """A row whose mean reward is `reward` up to a little noise of the seed."""
+    rng = np.random.default_rng([seed, *method.encode()])
+    values = reward + SHARED - SHARED.mean() + 0.01 * rng.normal(size=INSTANCES)
+    is_rule = tier == "none"
+    start = dict(
+        task=task, tier=tier, method=method, seed=seed, preset="small", split="test", updates=0 if is_rule else 1000,
+        target_transitions=0 if is_rule else size, target_topologies=0 if is_rule else max(1, size // 250),
+        pretrain=None, obs_set="none" if is_rule else "own+mf", label="none" if is_rule else "neighbourhood",
+        settings={}, tuning_trials=0, message_bytes=0, instance_rewards=values.tolist(),
+        reward=float(values.mean()), score=0.0, metrics={}, seconds=10.0, device="a device",
+        versions={"jax": "1.2.3"}, command="python -m experiments.queue ...",
+    )  # fmt: skip
+    return start | fields
+
+
+def seeds(method, reward, **fields):
+    return [row(method, reward, seed=seed, **fields) for seed in range(3)]
+
+
+def few_shot(method, reward, **fields):
+    return seeds(method, reward, size=1000, **fields)
+
+
+RULES = [row("random", -2.0, tier="none"), row("mf_rule", -0.5, tier="none"), row("expert", -0.4, tier="none")]
+PRETRAINED = {"sources": ["cbf", "ns"], "data": "real", "updates": 1000, "trajectories": {"cbf": 32, "ns": 16},
+              "steps": {"cbf": 60, "ns": 60}}  # fmt: skip
+FOUND = [
+    *RULES,
+    *seeds("ma_bc", -0.8),
+    *seeds("networld_scratch", -0.6),
+    *seeds("networld", -0.55, pretrain=PRETRAINED),
+    *few_shot("ma_bc", -1.4),
+    *few_shot("networld_scratch", -1.2),
+    *few_shot("networld", -0.9, pretrain=PRETRAINED),
+    *few_shot("random_unet", -1.3),
+    *few_shot("networld_shuffled", -1.25, pretrain=PRETRAINED),
+    *few_shot("networld_autoregressive", -1.3, pretrain=PRETRAINED),
+    *seeds("ma_bc", -0.6, tier="expert"),
+    *seeds("networld", -0.61, tier="expert"),
+]  # fmt: skip
+
+
+def line_of(table, method):
+    (line,) = [line for line in table.splitlines() if f"`{method}`" in line]
+    return [part.strip() for part in line.strip("|").split("|")]
+
+
+def test_the_headline_table_holds_means_scores_and_paired_differences():
+    table = evidence.headline_table(FOUND, "rb", "mixed", ("ma_bc", "networld_scratch", "networld"))
+    assert "Target data: 10000 environment steps" in table
+    clone = line_of(table, "ma_bc")
+    assert clone[1].startswith("-0.8") and clone[3] == "3" and clone[4].startswith("+0.2")
+    assert float(clone[2].split()[0]) == pytest.approx(0.8, abs=0.01)  # (-0.8 + 2) / 1.5
+    assert clone[5] == "1.00"  # every instance better, since instances are shared
+    assert line_of(table, "networld")[4] == ""
+    order = [line.split("`")[1] for line in table.splitlines() if "`" in line]
+    assert order == ["expert", "mf_rule", "networld", "networld_scratch", "ma_bc", "random"]
+
+
+def test_transfer_needs_every_control():
+    assert "transfer shown" in evidence.transfer_verdict(FOUND, "rb", "mixed", 1000)
+    weaker = [r for r in FOUND if r["method"] != "networld_shuffled"]
+    assert "open, no rows of networld_shuffled" in evidence.transfer_verdict(weaker, "rb", "mixed", 1000)
+    shuffled = [*weaker, *few_shot("networld_shuffled", -0.9)]
+    verdict = evidence.transfer_verdict(shuffled, "rb", "mixed", 1000)
+    assert "transfer not shown" in verdict and "`networld_shuffled`" in verdict and "`random_unet`" not in verdict
+
+
+@pytest.mark.parametrize(("reward", "verdict"), [(-0.61, "not inferior"), (-0.75, "inferior or undecided")])
+def test_equality_on_expert_data_is_within_two_percent(reward, verdict):
+    found = [r for r in FOUND if (r["method"], r["tier"]) != ("networld", "expert")]
+    found += seeds("networld", reward, tier="expert")
+    line = evidence.equal_to_clones(found, "rb", ("ma_bc", "networld"))
+    assert verdict in line and "allowed -0.032" in line  # 2 % of 1.6
+
+
+def test_the_chosen_cell_is_the_best_on_validation_and_has_the_most_seeds():
+    other = [row("ma_bc", -0.1, obs_set="own")]  # better on test, but that may not choose
+    found = [*FOUND, *other]
+    assert evidence.cell(found, "rb", "mixed", "ma_bc", target_transitions=10_000).seeds == 3
+    validated = [row("ma_bc", r, obs_set=o, split="validation") for o, r in (("own", -0.2), ("own+mf", -0.7))]
+    chosen = evidence.cell([*found, *validated], "rb", "mixed", "ma_bc", target_transitions=10_000)
+    assert chosen.rows[0]["obs_set"] == "own"
+    assert evidence.cell(found, "rb", "mixed", "absent") is None
+
+
+def test_only_the_end_of_training_counts():
+    early = [row("ma_bc", 5.0, seed=seed, updates=100) for seed in range(3)]
+    assert evidence.cell([*early, *FOUND], "rb", "mixed", "ma_bc", target_transitions=10_000).rewards.mean() < 0
+
+
+def test_data_saved_is_read_off_the_curves():
+    table = evidence.saved_table(FOUND, ("rb",), "mixed", ("ma_bc", "networld"))
+    cells = line_of(table, "ma_bc")
+    assert cells[2] == "10000" and cells[4] == "100%"
+    # networld: -0.9 at 1000, -0.55 at 10000; -0.8 is reached at 1000 * 10 ** (0.1 / 0.35)
+    assert float(cells[3].split()[0]) == pytest.approx(10 ** (1 - 0.1 / 0.35), rel=0.05)
+
+
+def test_coverage_counts_what_is_missing():
+    config = configuration.get_config()
+    config.queue.tasks = ("rb",)
+    config.queue.methods = ("ma_bc", "networld")
+    wanted = runs.list_runs(config)
+    line = evidence.coverage(FOUND, wanted, "headline", lambda run: f"{run.method} {run.tier}")
+    assert line == "`headline`: complete (12 runs)."
+    line = evidence.coverage(FOUND[:3], wanted, "headline", lambda run: f"{run.method} {run.tier}")
+    assert line.startswith("`headline`: 12 of 12 runs missing: ma_bc expert (3)")
+
+
+def test_figures_need_curves_and_show_them():
+    methods = ("ma_bc", "networld", "networld_scratch")
+    assert evidence_figures.fig5(FOUND, ("rb",), "mixed", methods) is None
+    early = [r for m in methods for r in seeds(m, -1.5, updates=100)]
+    curves = evidence_figures.fig5([*FOUND, *early], ("rb",), "mixed", methods)
+    assert {line.get_label() for line in curves.axes[0].get_lines()} >= {*methods, "random", "expert", "mf_rule"}
+    sizes = evidence_figures.fig6(FOUND, ("rb",), "mixed", methods)
+    upper = {line.get_label(): line.get_ydata() for line in sizes.axes[0].get_lines()}
+    np.testing.assert_allclose(upper["ma_bc"], [0.4, 0.8], atol=0.02)
+    paper = {line.get_label(): line.get_ydata() for line in sizes.axes[1].get_lines()}
+    assert list(paper["networld"]) == [1, 1] and list(paper["ma_bc"]) == [0, 0]
+    plt.close("all")
+
+
+def test_the_page_holds_every_section():
+    page = render_results.page(FOUND, "small")
+    for part in ("## What is missing", "### rb, mixed data", "transfer shown", "| `ma_bc` |", "on a device; jax 1.2.3"):
+        assert part in page, part
+    assert "No run of this preset" in render_results.page(FOUND, "paper")
+
+
+def test_the_published_page_is_what_the_rows_say():
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "results/runs.jsonl").exists():
+        pytest.skip("results/runs.jsonl is not published yet")
+    shown = sorted(path.stem for path in (root / "docs/figures").glob("evidence_*.png"))
+    assert (root / "docs/results.md").read_text() == render_results.page(
+        rows.read(root / "results/runs.jsonl"), "small", shown
+    )
