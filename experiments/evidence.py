@@ -169,6 +169,33 @@ def against_table(
     return f"{task}, {tier}: {size} environment steps of target data.\n\n" + markdown_table(header, lines)
 
 
+LADDER = (
+    ("MA-DD, clean inverse model, own observation, own return", "ma_dd_clean", ("own", "own")),
+    ("+ mean field", "ma_dd_clean", ("own+mf", "own")),
+    ("+ neighbourhood label", "ma_dd_clean", ("own+mf", "neighbourhood")),
+    ("+ noise-robust inverse model", "ma_dd", ("own+mf", "neighbourhood")),
+    ("classifier instead of classifier-free guidance", "networld_scratch", ("own+mf", "neighbourhood")),
+    ("+ other tasks, trained together", "networld_joint", ("own+mf", "neighbourhood")),
+    ("pre-trained, then adapted", OURS, ("own+mf", "neighbourhood")),
+)
+"""From the Decision Diffuser to NetWorld, one change per rung: (what is new, method, cell)."""
+
+
+def ladder_table(rows: Sequence[Row], task: str, tier: str, size: int) -> str | None:
+    """Every rung with the paired gain over the one before it that has rows. None without two rungs."""
+    lines, before = [], None
+    for what, method, (obs_set, label) in LADDER:
+        wanted = dict(target_transitions=size, obs_set=obs_set, label=label)
+        c = cell(rows, task, tier, method, **wanted)
+        if c is None:
+            continue
+        gain = "" if before is None else signed(statistics.paired_interval(c.rewards, before.rewards))
+        lines.append((what, f"`{method}`", number(c.interval), c.seeds, gain))
+        before = c
+    header = ("rung", "method", "reward [95 %]", "seeds", "gain over the rung before")
+    return f"{task}, {tier}\n\n" + markdown_table(header, lines) if len(lines) > 1 else None
+
+
 def transfer_verdict(rows: Sequence[Row], task: str, tier: str, size: int) -> str:
     """Whether pre-training pays: better than every control, in paired intervals."""
     ours = cell(rows, task, tier, OURS, target_transitions=size)

@@ -137,7 +137,21 @@ ABLATIONS = {
     },
 }  # fmt: skip
 
-MODEL_FREE = {name: Method(f"baseline {name}", "model-free") for name in BASELINES}
+VARIANT_OF = {"ma_dd_clean": "ma_dd"}  # model-free variant -> the entry of BASELINES behind it
+
+MODEL_FREE = {
+    **{name: Method(f"baseline {name}", "model-free") for name in BASELINES},
+    "ma_dd_clean": Method(
+        "ma_dd with an inverse model trained without noise",
+        "model-free",
+        {"baselines.ma_dd.inverse_dynamics_noise": 0.0},
+    ),
+}
+
+
+def baseline_of(method: str) -> str:
+    """The entry of BASELINES behind a model-free method's name."""
+    return VARIANT_OF.get(method, method)
 
 CEILING = {"simulator_planner": Method("one-step lookahead in the true simulator over the best rule", "ceiling")}
 

@@ -65,8 +65,10 @@ class Queue:
         done = {rows.identity(row) for row in rows.read(self.file)}
         return [run for run in runs if rows.identity(self.row_start(run)[1]) not in done]
 
-    def work(self, runs: Sequence[Run]) -> None:
-        """Runs everything that has no row yet and that no other queue is on."""
+    def work(self, runs: Sequence[Run]) -> list[str]:
+        """Runs everything that has no row yet and that no other queue is on. A run that fails is reported and left out;
+        returns what failed."""
+        failures = []
         units: dict[tuple, list[Run]] = {}
         for run in runs:
             units.setdefault(run.unit, []).append(run)
@@ -76,12 +78,19 @@ class Queue:
                 self.memo.clear()
             with rows.claimed(self.workdir / "locks" / _digest(str(unit[0].unit))) as mine:
                 for run in self.pending(unit) if mine else ():
-                    self.anchors(run)
-                    if self.pending([run]):  # an anchor may have been the run itself
+                    try:
+                        self.anchors(run)
+                        if not self.pending([run]):  # an anchor may have been the run itself
+                            continue
                         row = self.row(run)
-                        result = f"reward {row['reward']:.4f}, score {row['score']:.3f}, {row['seconds']:.0f} s"
-                        line = f"[{number}/{len(units)}] {run.name}: {result}"
-                        runtime.console.print(line, highlight=False, markup=False)
+                    except (ValueError, RuntimeError) as error:  # a night's work must not end with one bad run
+                        failures.append(f"{run.name}: {runtime.one_line(error)}")
+                        runtime.warn(failures[-1])
+                        continue
+                    result = f"reward {row['reward']:.4f}, score {row['score']:.3f}, {row['seconds']:.0f} s"
+                    line = f"[{number}/{len(units)}] {run.name}: {result}"
+                    runtime.console.print(line, highlight=False, markup=False)
+        return failures
 
     def row(self, run: Run) -> rows.Row:
         """Runs one run and appends its row."""
@@ -292,11 +301,10 @@ class Queue:
         key = settings.fingerprint(config, "environment", "baselines")
 
         def make():
-            baseline = baselines.make_baseline(config, run.method, spec, trunk)
+            baseline = baselines.make_baseline(config, methods.baseline_of(run.method), spec)
             return baseline, jax.jit(baseline.init), baselines.make_epoch(baseline, c.updates_per_dispatch)
 
-        start = () if trunk is None else (run.seed, settings.fingerprint(config, "pretrain"))
-        baseline, init, epoch = self.memo(("baseline", run.task, run.method, key, *start), make)
+        baseline, init, epoch = self.memo(("baseline", run.task, run.method, key), make)
 
         def make_data():
             data = pretrain.few_shot_data(config, self.workdir)
@@ -305,8 +313,10 @@ class Queue:
 
         size = (run.tier, run.num_steps, run.num_topologies)
         data, stats = self.memo(("baseline data", run.task, run.method, key, size), make_data)
+        if trunk is not None:  # a seed's own; update and policy are the same functions whatever it is
+            init = baselines.make_baseline(config, methods.baseline_of(run.method), spec, trunk).init
         state = init(jax.random.key(run.seed), stats)
-        digest = _digest(key, size, *start)
+        digest = _digest(key, size, None if trunk is None else settings.fingerprint(config, "pretrain"))
         directory = self.workdir / "models" / f"{run.method}_{run.task}_{run.tier}_{digest}_s{run.seed}"
         length = ml_collections.ConfigDict(c)
         length.num_updates = run.num_updates or c.num_updates
@@ -366,8 +376,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[rows.Row]:
         queue.row_start(one)  # a mistake in any run shows before the first one starts
     pending = queue.pending(runs)
     announce(queue, runs, pending)
-    if not config.queue.dry_run:
-        queue.work(runs)
+    failures = [] if config.queue.dry_run else queue.work(runs)
+    if failures:
+        raise runtime.UserError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
     wanted = {rows.identity(queue.row_start(one)[1]) for one in runs}
     return [row for row in rows.read(queue.file) if rows.identity(row) in wanted]
 

@@ -138,7 +138,7 @@ def cells(
     asked = [tuple(cell) for cell in (config.queue.cells or group.cells)] if method.cell is None else [method.cell]
     if asked == [("best", "best")]:
         asked = [best_cell(finished, task, tier, name) or tuple(config.queue.default_cell)]
-    if method.kind == "model-free" and "label" not in config.baselines[name]:
+    if method.kind == "model-free" and "label" not in config.baselines[methods.baseline_of(name)]:
         asked = [(obs_set, "none") for obs_set, _ in asked]
     return list(dict.fromkeys(asked))
 
@@ -175,7 +175,7 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
         if run.obs_set == "own":  # no message was ever heard, neither in training nor at run time
             c.loss.message_dropout = c.planner.message_loss = 1.0
     if method is not None and method.kind == "model-free":
-        section = c.baselines[run.method]
+        section = c.baselines[methods.baseline_of(run.method)]
         section.use_mean_field = run.obs_set == "own+mf"
         if "label" in section and run.label != "none":
             section.label = run.label
@@ -206,7 +206,7 @@ def sections_of(config: ml_collections.ConfigDict, run: Run, kind: str) -> list[
     if kind == "world model":
         parts += ["model", "loss", "planner", "adapt"]
     if kind == "model-free":
-        parts += ["baselines.num_updates", f"baselines.{run.method}"]
+        parts += ["baselines.num_updates", f"baselines.{methods.baseline_of(run.method)}"]
     return [*parts, "pretrain"] if is_pretrained(config, run, kind) else parts
 
 
@@ -269,7 +269,7 @@ def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict,
                     t: config.pretrain.num_trajectories.get(t, 0) or config.collect.num_trajectories[t] for t in sources
                 },
             }
-            if is_pretrained(config, run, kind)
+            if sources
             else None,
             "obs_set": run.obs_set,
             "label": run.label,

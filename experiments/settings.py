@@ -113,7 +113,7 @@ def imagination(config: ml_collections.ConfigDict, model: WorldModel, task: str)
     def diffusion():
         ascent = planning.return_gradient(model, task)
         ascents = {
-            "return": lambda: ascent,
+            "return": lambda: None,  # the planner's own way to the same gradient, in one pass with the prediction
             "flipped": lambda: planning.flipped(ascent),
             "random": lambda: planning.random_direction(ascent, model.channel_mask(task)),
             "value": lambda: planning.value_gradient(model, task, ascent),

@@ -114,6 +114,15 @@ def test_data_saved_is_read_off_the_curves():
     assert float(cells[3].split()[0]) == pytest.approx(10 ** (1 - 0.1 / 0.35), rel=0.05)
 
 
+def test_the_ladder_compares_neighbouring_rungs():
+    rungs = [*seeds("ma_dd", -0.9), *seeds("ma_dd_clean", -1.3, obs_set="own", label="own")]
+    table = evidence.ladder_table([*FOUND, *rungs], "rb", "mixed", 10_000)
+    gains = [line.split("|")[-2].strip() for line in table.splitlines() if "`" in line]
+    assert gains[0] == ""
+    assert [float(g.split()[0]) for g in gains[1:]] == pytest.approx([0.4, 0.3, 0.05], abs=0.02)
+    assert evidence.ladder_table(FOUND[:4], "rb", "mixed", 10_000) is None
+
+
 def test_coverage_counts_what_is_missing():
     config = configuration.get_config()
     config.queue.tasks = ("rb",)

@@ -9,7 +9,18 @@ import pytest
 from ml_collections import ConfigDict
 
 import networld_envs
-from experiments import adapt, dataset_cards, methods, publish_pretrained, queue, rows, runs, runtime, settings
+from experiments import (
+    adapt,
+    dataset_cards,
+    methods,
+    publish_pretrained,
+    queue,
+    rows,
+    runs,
+    runtime,
+    settings,
+    train_loop,
+)
 from networld_jax import checkpoints, evaluate, pretrained, statistics
 from networld_jax.evaluation import Protocol
 from tests import tiny, toy_queue, toy_run
@@ -119,6 +130,22 @@ def test_a_killed_queue_ends_in_the_same_rows(finished, tmp_path, monkeypatch, c
     assert len(found) == 4
     assert all(found[name] == reference[name] for name in found)
     assert all(json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines())
+
+
+def test_one_bad_run_does_not_stop_the_others(finished, tmp_path, monkeypatch):
+    workdir, _ = finished
+    (tmp_path / "data").symlink_to(workdir / "data")
+    original = queue.Queue.score
+
+    def fails_once(self, run, *args):
+        if run.method == "ma_bc" and run.seed == 0:
+            raise train_loop.TrainingError("loss is nan before update 1 (seed 0)")
+        return original(self, run, *args)
+
+    monkeypatch.setattr(queue.Queue, "score", fails_once)
+    with pytest.raises(runtime.UserError, match=r"1 of 4 runs failed.*loss is nan"):
+        queue.run(config(methods=("rules", "ma_bc")), tmp_path)
+    assert [row["seed"] for row in rows.read(tmp_path / "runs.jsonl") if row["method"] == "ma_bc"] == [1]
 
 
 def test_finished_runs_are_not_run_again(finished, monkeypatch):

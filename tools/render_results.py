@@ -19,8 +19,9 @@ from networld_jax.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
-AXIS = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql")
-GROUPS = ("headline", "controls", "sizes", "topologies", "curves", "guidance", "planning", "training", "adaptation")
+AXIS = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
+GROUPS = ("headline", "controls", "sizes", "topologies", "curves", "guidance", "planning", "training", "adaptation",
+          "ladder", "ceiling", "paper_reading")  # fmt: skip
 
 
 def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) -> str:
@@ -47,6 +48,10 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     parts += ["## How much target data does pre-training save?\n", SAVED]
     parts += [evidence.saved_table(found, tasks, "mixed", AXIS)]
     parts += ["## What earns the score?\n", LADDER]
+    for task in tasks:
+        size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), headline)
+        if rungs := evidence.ladder_table(found, task, "mixed", size):
+            parts += [f"### From MA-DD to NetWorld: {rungs}"]
     for name in ("guidance", "planning", "training"):
         variants = tuple(config.groups[name].methods)
         for task in tasks:

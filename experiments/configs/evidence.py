@@ -87,12 +87,10 @@ def get_config(preset: str = "small") -> ConfigDict:
     controls = (
         "networld", "networld_scratch", "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
         "networld_autoregressive", *sources, "networld_joint", "idm_only", "idm_only_noise", "scratch_idm_only",
-        "ma_bc", "filtered_bc",
+        "ma_bc", "filtered_bc", "multi_task_bc",
     )  # fmt: skip
-    c.groups.controls = group(
-        tuple(m for m in controls if m in BASELINES or "bc" not in m), sizes=ConfigDict(few_shot)
-    )
-    axis = ("networld", "networld_scratch", *(m for m in ("ma_bc", "filtered_bc", "ma_iql") if m in BASELINES))
+    c.groups.controls = group(controls, sizes=ConfigDict(few_shot))
+    axis = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
     steps = SIZES if preset == "small" else dict.fromkeys(c.tasks, (500, 1500, 5000, 15_000, 50_000, 150_000, 500_000))
     c.groups.sizes = group(axis, sizes=ConfigDict(steps))
     c.groups.topologies = group(axis[:3], sizes=ConfigDict(TOPOLOGIES) if preset == "small" else ConfigDict())
@@ -116,7 +114,7 @@ def get_config(preset: str = "small") -> ConfigDict:
         ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_1"),
         sizes=ConfigDict(few_shot),
     )
-    ladder = (*(m for m in ("ma_dd",) if m in BASELINES), "ma_cdmp", "networld_scratch", "networld_joint", "networld")
+    ladder = ("ma_dd_clean", "ma_dd", "ma_cdmp", "networld_scratch", "networld_joint", "networld")
     c.groups.ladder = group(ladder, cells=(("own", "own"), ("own+mf", "own"), ("own+mf", "neighbourhood")))
     c.groups.ceiling = group(("simulator_planner",), tasks=("rb", "cbf"))
     c.groups.paper_reading = group(("paper_reading",))
