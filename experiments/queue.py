@@ -301,10 +301,10 @@ class Queue:
         key = settings.fingerprint(config, "environment", "baselines")
 
         def make():
-            baseline = baselines.make_baseline(config, methods.baseline_of(run.method), spec)
+            baseline = baselines.make_baseline(config, methods.baseline_of(run.method), spec, trunk)
             return baseline, jax.jit(baseline.init), baselines.make_epoch(baseline, c.updates_per_dispatch)
 
-        baseline, init, epoch = self.memo(("baseline", run.task, run.method, key), make)
+        baseline, init, epoch = self.memo(("baseline", run.task, run.method, key, trunk is None), make)
 
         def make_data():
             data = pretrain.few_shot_data(config, self.workdir)
@@ -313,7 +313,7 @@ class Queue:
 
         size = (run.tier, run.num_steps, run.num_topologies)
         data, stats = self.memo(("baseline data", run.task, run.method, key, size), make_data)
-        if trunk is not None:  # a seed's own; update and policy are the same functions whatever it is
+        if trunk is not None:  # a seed's own; update and policy are the same functions whatever its values are
             init = baselines.make_baseline(config, methods.baseline_of(run.method), spec, trunk).init
         state = init(jax.random.key(run.seed), stats)
         digest = _digest(key, size, None if trunk is None else settings.fingerprint(config, "pretrain"))

@@ -20,7 +20,9 @@ from experiments import (
     runtime,
     settings,
     train_loop,
+    validation,
 )
+from experiments.configs import evidence
 from networld_jax import checkpoints, evaluate, pretrained, statistics
 from networld_jax.evaluation import Protocol
 from tests import tiny, toy_queue, toy_run
@@ -309,3 +311,11 @@ def test_published_rows_replace_their_predecessors(tmp_path, finished):
     changed = found[0] | {"reward": 5.0}
     assert rows.merge(path, [changed]) == len(found)
     assert rows.read(path)[0]["reward"] == 5.0
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_the_published_configurations_are_valid(preset):
+    c = evidence.get_config(preset)
+    c.queue.groups = tuple(c.groups)
+    assert len(runs.list_runs(c)) > 500
+    validation.validate(c)
