@@ -244,7 +244,7 @@ def make_streaming_epoch(
 
         def body(state, batch):
             _, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-            return update(state, (batch, stats), loss_key)
+            return unless_finite(state, *update(state, (batch, stats), loss_key))
 
         state, metrics = jax.lax.scan(body, state, batches)
         return state, jax.tree.map(lambda x: x.mean(0), metrics)
