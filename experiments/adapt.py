@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments import runtime, settings, train_loop
+from experiments import runtime, settings, trackers, train_loop
 from experiments.memo import Memo
 from experiments.pretrain import SECTIONS, few_shot_data, pretrain_dir, segments_per_update
 from networld_jax import checkpoints, training
@@ -71,6 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     """Adapts and returns the folder of the finished model."""
     c = config.adapt
     train_loop.check_updates(c, "adapt")
+    trackers.check(config.tracker)
     envs = settings.environments(config)
     settings.world_model(config, envs)  # a bad size shows before any work
     directory = adapt_dir(workdir, config.held_out, c.from_scratch)
@@ -121,7 +122,7 @@ def train_model(
     data_and_stats = ({task: jax.tree.map(jnp.asarray, data)}, stats)
     length = ml_collections.ConfigDict(c)
     length.num_updates = num_updates or c.num_updates
-    state = train_loop.train(title, directory, state, epoch, data_and_stats, length, config.seed, shown)
+    state = train_loop.train(title, directory, state, epoch, data_and_stats, length, config.seed, shown, config.tracker)
     model = directory / ("model" if num_updates in (None, c.num_updates) else f"model_{num_updates}")
     checkpoints.save_model(
         model,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments import runtime, settings, train_loop
+from experiments import runtime, settings, trackers, train_loop
 from experiments.pretrain import SECTIONS, few_shot_data, source_data, source_tasks
 from networld_envs.types import Policy, TaskSpec
 from networld_jax import planning, training
@@ -105,7 +105,8 @@ def train_baseline(
     state = train_loop.compile_once(baseline.init)(jax.random.key(config.seed), stats)
     epoch = make_epoch(baseline, c.updates_per_dispatch)
     on_device = (jax.tree.map(jnp.asarray, data), stats)
-    state = train_loop.train(method, directory, state, epoch, on_device, c, config.seed, {"loss": "loss"})
+    shown = {"loss": "loss"}
+    state = train_loop.train(method, directory, state, epoch, on_device, c, config.seed, shown, config.tracker)
     return baseline.policy, planning.PolicyParams(state.ema_params, stats)
 
 
@@ -122,7 +123,8 @@ def train_trunk(config: ml_collections.ConfigDict, workdir: Path, directory: Pat
     epoch = make_epoch(pretraining, c.updates_per_dispatch)
     on_device = (jax.tree.map(jnp.asarray, data), stats)
     title = f"{method} on {' + '.join(specs)}"
-    state = train_loop.train(title, directory, state, epoch, on_device, c, config.seed, {"loss": "loss"})
+    shown = {"loss": "loss"}
+    state = train_loop.train(title, directory, state, epoch, on_device, c, config.seed, shown, config.tracker)
     return state.ema_params["trunk"]
 
 
@@ -130,6 +132,7 @@ def trained(config: ml_collections.ConfigDict, workdir: Path, method: str) -> tu
     """One method on the held-out task's few-shot data, in <workdir>/<method>_<task>/."""
     name, task = base_name(method), config.held_out
     train_loop.check_updates(config.baselines, "baselines")
+    trackers.check(config.tracker)
     spec = settings.environment(config, task).spec
     data = few_shot_data(config, workdir)
     directory = Path(workdir) / f"{method}_{task}"

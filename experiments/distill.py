@@ -79,7 +79,7 @@ def train_student(config: ml_collections.ConfigDict, workdir: Path, name: str) -
     state = training.init_train_state(student.init(jax.random.key(config.seed), params), optimiser)
     data = (jax.tree.map(jnp.asarray, few_shot_data(config, workdir)), teacher)
     title, shown = f"distil {name} on {task}", {"loss": "loss"}
-    state = train_loop.train(title, directory, state, epoch, data, c, config.seed, shown)
+    state = train_loop.train(title, directory, state, epoch, data, c, config.seed, shown, config.tracker)
     weights = distillation.with_student(teacher, state.ema_params)
     checkpoints.save_model(
         directory / "model", model, weights.params, stats, **(facts | dict(stage="distill", student=name))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments import runtime, settings, train_loop
+from experiments import runtime, settings, trackers, train_loop
 from experiments.collect import dataset_dir
 from experiments.memo import Memo
 from networld_envs.types import TaskSpec
@@ -80,6 +80,7 @@ def few_shot_data(config: ml_collections.ConfigDict, workdir: Path) -> Trajector
 def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     """Trains and returns the folder of the finished model."""
     train_loop.check_updates(config.pretrain, "pretrain")
+    trackers.check(config.tracker)
     envs = settings.environments(config)
     settings.world_model(config, envs)  # a bad size shows before any work
     directory = pretrain_dir(workdir, config.held_out)
@@ -114,7 +115,7 @@ def train_model(config: ml_collections.ConfigDict, workdir: Path, directory: Pat
     on_device = jax.tree.map(jnp.asarray, data)
     shown = {"denoise": "denoise", "return": "return"} | {f"idm {t}": f"{t}/inverse_dynamics" for t in sources}
     title = f"pre-train on {' + '.join(sources)}"
-    state = train_loop.train(title, directory, state, epoch, (on_device, stats), c, config.seed, shown)
+    state = train_loop.train(title, directory, state, epoch, (on_device, stats), c, config.seed, shown, config.tracker)
     checkpoints.save_model(
         directory / "model", world_model, state.ema_params, stats, stage="pretrain", sources=sources, seed=config.seed,
         seconds=round(time.monotonic() - started, 1),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from networld_envs.instances import KEY_RANGES
+from networld_jax.interop.deployment import PLATFORMS
 from networld_jax.labels import LABELS
 from networld_jax.networks import NUM_GROUPS
 from networld_jax.presets import PRESETS, SAMPLERS
@@ -83,6 +84,7 @@ RULES: dict[str, Rule] = {
     "tasks": several(TEXT, at_least=1),
     "held_out": TEXT,  # among the tasks: settings.environments
     "preset": one_of(PRESETS),
+    "tracker": one_of(("none", "tensorboard")),
     "environment.*": ANYTHING,  # the environments check their own parameters
     "collect.tasks": several(TEXT),
     "collect.float64": several(TEXT),
@@ -136,6 +138,8 @@ RULES: dict[str, Rule] = {
     "baselines.*.hidden": several(whole(1), at_least=1),
     "baselines.*.target_advantage": real(-10, 10),
     "baselines.*.shift_std": real(-10, 10),
+    "export.platforms": several(one_of(PLATFORMS), at_least=1),
+    "export.check_steps": whole(1),
     "evaluate.split": one_of(KEY_RANGES),
     "evaluate.policies": several(TEXT),
     "*.num_*": whole(1),

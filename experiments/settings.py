@@ -100,11 +100,16 @@ def sampler(config: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
 
 def make_planner(config: ml_collections.ConfigDict, model: WorldModel, task: str, **changes: Any) -> Policy:
     """NetWorld's policy as configured; `changes` go to `planning.make_planner`."""
+    schedule = cosine_schedule(model.config.diffusion_steps)
+    functions = planner_functions(config, model, task)
+    return planning.make_planner(model, schedule, task, planner_config(config), **(functions | changes))
+
+
+def planner_functions(config: ml_collections.ConfigDict, model: WorldModel, task: str) -> dict[str, Callable]:
+    """Sampler, ranking and imagination as configured: the functions that a planner is made of."""
     ranks = {"return": planning.rank_by_return, "action_value": planning.rank_by_action_value}
     rank_fn = _choose(ranks, config.planner.rank, "planner.rank")(model, task)
-    schedule = cosine_schedule(model.config.diffusion_steps)
-    arguments = {"sampler": sampler(config), "rank_fn": rank_fn, "imagine_fn": imagination(config, model, task)}
-    return planning.make_planner(model, schedule, task, planner_config(config), **(arguments | changes))
+    return {"sampler": sampler(config), "rank_fn": rank_fn, "imagine_fn": imagination(config, model, task)}
 
 
 def imagination(config: ml_collections.ConfigDict, model: WorldModel, task: str) -> planning.ImagineFn:

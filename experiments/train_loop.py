@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments import runtime
+from experiments import runtime, trackers
 from networld_jax.checkpoints import Checkpoints, steps
 from networld_jax.files import read_signed, write_signed
 from networld_jax.types import Params, TrainState
@@ -70,6 +70,7 @@ def train(
     config: ml_collections.ConfigDict,
     seed: int,
     shown: Mapping[str, str],
+    tracker: str = "none",
 ) -> TrainState:
     """Runs `config.num_updates` updates, `updates_per_dispatch` per dispatch.
 
@@ -81,6 +82,7 @@ def train(
     Args:
       epoch: jitted `training.make_epoch` with updates_per_dispatch updates.
       shown: what the progress bar calls a metric -> the metric's name.
+      tracker: where metrics go too, a name in `trackers.TRACKERS`.
     """
     directory, size = Path(directory), config.updates_per_dispatch
     with (
@@ -88,9 +90,11 @@ def train(
         runtime.delayed_termination() as is_requested,
         contextlib.closing(Checkpoints(directory / "checkpoints", report_fn=runtime.warn)) as checkpoints,
         runtime.progress(title, config.num_updates) as advance,
+        contextlib.ExitStack() as stack,
     ):
         first, state = checkpoints.restore_latest(state) or (0, state)
         log = runtime.MetricsLog(directory / "metrics.jsonl", first_step=first + 1)
+        track = stack.enter_context(trackers.tracker(tracker, directory, first + 1))
         key = jax.random.key(seed)
         _replay_failure(directory, state, epoch, data, key, seed)
         advance(first)
@@ -105,6 +109,7 @@ def train(
             for warning in warnings:
                 runtime.warn(warning)
             log.write(done, numbers)
+            track(done, numbers)
             advance(size, **{label: numbers[name] for label, name in shown.items()})
             is_last, stops = done == config.num_updates, is_requested()
             if is_last or stops or (dispatch + 1) % config.dispatches_per_checkpoint == 0:

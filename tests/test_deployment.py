@@ -81,12 +81,17 @@ def graph(lost=()):
 LOST = [(1, 1, 0), (2, 1, 0), (2, 1, 2), *((3, i, j) for i in range(N) for j in range(N))]
 
 
+@pytest.mark.interop(
+    party="JAX alone", package="jax", check="exported agents act as the batched planner, messages {delay} steps late"
+)
 @pytest.mark.parametrize("delay, lost", [(0, ()), (1, LOST)], ids=["on time", "late and lost"])
-def test_agents_alone_do_what_the_planner_does(box, params, exported, obs, tmp_path, delay, lost):
+def test_agents_alone_do_what_the_planner_does(box, params, exported, obs, tmp_path, delay, lost, record_property):
     """Whoever hears nothing (agent 1 at step 2, everybody at step 3) acts on its own observation."""
     config = dataclasses.replace(CONFIG, message_delay_steps=delay)
     expected = batched(box, params, config, jnp.asarray(obs), jnp.asarray(graph(lost)))
     actions, num_bytes = alone(exported, tmp_path, obs, graph(lost), delay)
+    lost_share = f", {int((graph() - graph(lost)).sum())} of {int(graph().sum())} messages lost" if lost else ""
+    record_property("measured", f"{num_bytes} bytes per agent and step{lost_share}")
     np.testing.assert_allclose(actions, 2.0 * expected, atol=2e-5)  # one row against N: rounding of matrix products
     assert num_bytes == planning.message_bytes(box.world_model, "line", CONFIG.message_bits)
     deaf = batched(box, params, config, jnp.asarray(obs), jnp.asarray(graph() * 0))
@@ -138,3 +143,5 @@ def test_mistakes_are_named(box, params, tmp_path):
         export(task="rb")
     with pytest.raises(ValueError, match="message_bits must be 0"):
         export(config=PlannerConfig(message_bits=1))
+    with pytest.raises(ValueError, match=r"warm_start must be 0: .* got 0\.3"):
+        export(config=PlannerConfig(warm_start=0.3))

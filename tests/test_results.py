@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import interop
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 CALIBRATION = json.loads((RESULTS / "calibration.json").read_text())
 DEMO = json.loads((RESULTS / "demo.json").read_text())
@@ -34,3 +36,11 @@ def test_demo_beats_random_and_the_simple_local_rules():
     few_shot = policies["networld_few_shot"]["reward"]
     local_rules = {"rb": ("random", "share", "queue"), "cbf": ("random",), "ns": ("random",)}[DEMO["held_out"]]
     assert all(few_shot > policies[name]["reward"] for name in local_rules)
+
+
+def test_interop_page_shows_the_rows_that_were_measured():
+    rows = json.loads((RESULTS / "interop.json").read_text())
+    assert rows and all({"party", "version", "check", "passed"} <= row.keys() for row in rows)
+    assert all(row["passed"] for row in rows), "a published check failed"
+    page = interop.PAGE.read_text()
+    assert interop.render(page, rows) == page, "run python -m tools.interop --render"

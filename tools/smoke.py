@@ -2,6 +2,9 @@
 repository."""
 
 import importlib
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -29,3 +32,13 @@ for task in networld_envs.ENVIRONMENTS:
     planned = networld_jax.rollout(jax.random.key(2), env, env.default_params, planner, params, 2)
     assert bool(jax.numpy.isfinite(planned.reward).all()), task
     print(f"{task}: ok, mean reward of an untrained planner {float(planned.reward.mean()):.3f}")
+
+command = str(Path(sys.executable).parent / "networld")
+shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+assert "networld demo" in shown, shown
+with tempfile.TemporaryDirectory() as empty:  # a configuration of the wheel is found, and a mistake is one line
+    asked = [command, "evaluate", "--config=small:rb", f"--workdir={empty}"]
+    refused = subprocess.run(asked, capture_output=True, text=True, cwd=empty)
+assert refused.returncode == 2 and "model.json is missing" in refused.stderr, refused.stderr
+assert refused.stderr.count("\n") == 1, refused.stderr
+print("networld: ok")

@@ -54,6 +54,8 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.tasks = TASKS  # order fixes the rows of the task embedding
     c.held_out = held_out  # few-shot target; the others are the sources
 
+    c.tracker = "none"  # where training metrics go beside metrics.jsonl: "none" or "tensorboard"
+
     c.environment = ConfigDict()  # parameters changed per task, e.g. environment.ns.preset = "tiny"
     for task in c.tasks:
         c.environment[task] = ConfigDict()
@@ -115,6 +117,10 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.distill.ema_decay = 0.995
     c.distill.updates_per_dispatch = 100
     c.distill.dispatches_per_checkpoint = 5
+
+    c.export = ConfigDict()
+    c.export.platforms = ("cpu",)  # what an exported agent runs on: "cpu", "cuda", "rocm", "tpu"
+    c.export.check_steps = 5  # steps of a validation network in which exported agents are compared with the planner
 
     c.evaluate = ConfigDict()
     c.evaluate.split = "test"

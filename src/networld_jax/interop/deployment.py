@@ -29,6 +29,8 @@ from networld_jax.schedules import NoiseSchedule
 from networld_jax.types import PlannerConfig
 from networld_jax.world_model import WorldModel
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
 ProjectFn = Callable[[jax.Array], jax.Array]
 
 
@@ -63,11 +65,13 @@ def make_agent(
     message(obs [O]) -> uint8 [bytes]; act(obs [O], mean_message [U], key uint32 [2]) -> action [A], through
     `project_fn` if there is one. Other arguments as in `planning.make_planner`.
 
-    Raises ValueError for message_bits = 1, which has a single level.
+    Raises ValueError for message_bits = 1, which has a single level, and for warm_start, which needs a memory.
     """
     config = config or PlannerConfig()
     if config.message_bits == 1:
         raise ValueError("message_bits must be 0 (float32) or at least 2, got 1")
+    if config.warm_start:
+        raise ValueError(f"warm_start must be 0: an exported agent keeps no plan, got {config.warm_start}")
     dim, used = world_model.config.latent_dim, int(world_model.channel_mask(task).sum()) // 2
     imagine_fn = imagine_fn or planning.diffusion_imagination(world_model, schedule, task, config, sampler)
     plans = planning.make_agent_plans(world_model, task, imagine_fn, config.num_candidates, rank_fn)
@@ -108,8 +112,8 @@ def export_agent(
 
     Raises ValueError for an unknown platform or task, and as `make_agent` does.
     """
-    if unknown := sorted(set(platforms) - {"cpu", "cuda", "rocm", "tpu"}):
-        raise ValueError(f"platforms must be among cpu, cuda, rocm, tpu, got {unknown[0]!r}")
+    if unknown := sorted(set(platforms) - set(PLATFORMS)):
+        raise ValueError(f"platforms must be among {', '.join(PLATFORMS)}, got {unknown[0]!r}")
     if task not in world_model.specs:
         raise ValueError(f"task must be one of {sorted(world_model.specs)}, got {task!r}")
     config = config or PlannerConfig()

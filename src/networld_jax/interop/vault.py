@@ -129,7 +129,8 @@ def export_vault(directory: Path | str, vault: Path | str) -> Path:
         if store is None:
             store = _quietly(Vault, vault.parent.name, steps, str(vault.parent.parent), vault.name)
         length = steps["rewards"].shape[1]
-        store.write(BufferState(steps, np.int32(length), np.bool_(True)), source_interval=(0, length))
+        state = BufferState(experience=steps, current_index=np.int32(length), is_full=np.bool_(True))
+        store.write(state, source_interval=(0, length))
         kept["obs_last"].append(np.asarray(trajectory.obs)[-1])
         for name in kept.keys() - {"obs_last"}:
             kept[name].append(np.asarray(getattr(trajectory, name)))
@@ -203,19 +204,29 @@ def read_vault(
     return _theirs(experience, np.asarray(adjacency, np.float32), num_steps, agent_mask, vault), facts
 
 
+def read_facts(vault: Path | str) -> dict[str, Any]:
+    """What `export_vault` wrote down about a Vault of ours: statistics, action range, origin.
+
+    Raises FileNotFoundError, DamagedFileError, or VaultError for another format.
+    """
+    path = Path(vault) / SIDE_FACTS
+    facts = read_signed(path)
+    if facts.get("format") != FORMAT:
+        raise VaultError(f"{path} has format {facts.get('format')!r}, this version reads {FORMAT!r}")
+    return facts
+
+
 def _read_side(vault: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     if not (vault / SIDE_FACTS).exists():
         return {}, None
+    facts = read_facts(vault)
     try:
-        facts = read_signed(vault / SIDE_FACTS)
-        if facts["format"] != FORMAT:
-            raise VaultError(f"{vault / SIDE_FACTS} has format {facts['format']!r}, this version reads {FORMAT!r}")
         if sha256(vault / SIDE_ARRAYS) != facts["arrays_sha256"]:
             raise VaultError(f"{vault / SIDE_ARRAYS} does not match its checksum (truncated or altered)")
-        with np.load(vault / SIDE_ARRAYS, allow_pickle=False) as arrays:
+        with open(vault / SIDE_ARRAYS, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return facts, {name: arrays[name] for name in arrays.files}
     except (KeyError, TypeError, OSError) as error:
-        raise VaultError(f"{vault / SIDE_FACTS} is not readable ({error})") from error
+        raise VaultError(f"{vault / SIDE_ARRAYS} is not readable ({error})") from error
 
 
 def _actions(experience: Mapping[str, np.ndarray], first_action: int) -> np.ndarray:
