@@ -50,10 +50,12 @@ for _ in range(4):
 # The planner is a policy like any other. Its guidance is one number.
 weights = nw.PolicyParams(state.ema_params, stats["rb"])
 print("on 8 networks that nobody trained on, 100 frames each:")
-for scale in (0.0, 30.0):
-    planner = nw.make_planner(model, schedule, "rb", nw.PlannerConfig(guide_scale=scale))
-    played = play(planner, weights, "test", 8, 100)
-    error = jnp.std(played.reward.mean((1, 2)), ddof=1) / 8**0.5
-    print(f"  planner, guidance {scale:4.1f}: {played.reward.mean():.3f} +- {error:.3f}")
-for name in ("random", "queue", "mf_rule"):
-    print(f"  rule {name}: {play(rules[name], {}, 'test', 8, 100).reward.mean():.3f}")
+policies = {
+    "planner, no guidance": (nw.make_planner(model, schedule, "rb", nw.PlannerConfig(guide_scale=0.0)), weights),
+    "planner, guided": (nw.make_planner(model, schedule, "rb", nw.PlannerConfig(guide_scale=30.0)), weights),
+    "rule queue": (rules["queue"], {}),
+    "rule mf_rule": (rules["mf_rule"], {}),
+}
+for name, (policy, params) in policies.items():
+    per_network = play(policy, params, "test", 8, 100).reward.mean((1, 2))
+    print(f"  {name:21s} {per_network.mean():.3f} +- {jnp.std(per_network, ddof=1) / 8**0.5:.3f}")

@@ -2,7 +2,8 @@
 
 A world model is trained on logs of the resource-block network, then it plays, and at every frame its plan is kept. The
 animation shows the network (node size = packets waiting, arrow width = resource blocks granted) beside the queue of one
-node: what happened, and what was imagined four frames ahead.
+node: what happened, and what was imagined for the next three frames. The correlations below compare the plans with the
+simplest forecast there is: that nothing changes.
 """
 
 import sys
@@ -62,7 +63,7 @@ for ahead in range(1, HORIZON):
 
 # ------------------------------------------------------------------ the animation
 network = episode.last_state.network
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=(1, 1.2))
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=(1, 1), layout="constrained")
 position, alive = network.position, np.flatnonzero(network.alive)
 
 
@@ -75,7 +76,8 @@ def draw(t):
         left.annotate("", to, position[i], arrowprops={"arrowstyle": "->", "color": "tab:green", "lw": width})
     left.scatter(*position[alive].T, s=30 + 25 * queue[alive], c="tab:blue", alpha=0.7, zorder=3)
     left.plot(*position[node], "r+", markersize=10, zorder=4)
-    left.set(title=f"frame {t}: queues and grants", xticks=[], yticks=[], aspect="equal")
+    left.set(title=f"frame {t}: queues and grants", xticks=[], yticks=[])
+    left.margins(0.2)
     right.clear()
     right.plot(packets(realised[: t + 1, node, 0, entry]), color="k", lw=1.8, label="what happened")
     for s in range(max(0, t - 8), t + 1):
@@ -87,7 +89,6 @@ def draw(t):
     right.legend(loc="upper right", fontsize=8)
 
 
-figure.tight_layout()
 target = Path(sys.argv[1] if len(sys.argv) > 1 else ".") / "imagined.gif"
 FuncAnimation(figure, draw, frames=FRAMES).save(target, writer=PillowWriter(fps=5), dpi=70)
 print(f"animation: {target.name}, {target.stat().st_size // 1024} KiB")

@@ -21,7 +21,7 @@ class _Complex(NamedTuple):
     re: jax.Array
     im: jax.Array
 
-    def __mul__(self, other: _Complex) -> _Complex:
+    def __mul__(self, other: _Complex) -> _Complex:  # type: ignore[override]  # a tuple's * repeats it
         return _Complex(self.re * other.re - self.im * other.im, self.re * other.im + self.im * other.re)
 
     def scaled(self, factor: jax.Array) -> _Complex:

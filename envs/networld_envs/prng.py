@@ -57,7 +57,7 @@ def _draw(key: jax.Array, shape: tuple[int, ...], transform: Callable[[jax.Array
 
     def body(_, first):
         counter = first + jnp.arange(half, dtype=jnp.uint32)
-        one, other = _threefry(*key_words, jnp.zeros_like(counter), counter)
+        one, other = _threefry(key_words[0], key_words[1], jnp.zeros_like(counter), counter)
         return None, transform(one ^ other)
 
     _, halves = jax.lax.scan(body, None, jnp.array([0, half], jnp.uint32))
