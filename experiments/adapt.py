@@ -20,7 +20,7 @@ import ml_collections
 from experiments import runtime, settings, trackers, train_loop
 from experiments.memo import Memo
 from experiments.pretrain import SECTIONS, few_shot_data, pretrain_dir, segments_per_update
-from networld_jax import checkpoints, training
+from networld_jax import checkpoints, sharding, training
 from networld_jax.schedules import cosine_schedule
 from networld_jax.types import Params
 from networld_jax.world_model import WorldModel
@@ -104,27 +104,40 @@ def train_model(
         readout_scale=None if c.readout_scale < 0 else c.readout_scale,
     )
 
+    mesh = settings.mesh(config)
+    num_trajectories = None if mesh is None else {task: data.reward.shape[0]}
+    state = training.init_train_state(params, optimiser)
+
     def make_epoch():
         schedule = cosine_schedule(world_model.config.diffusion_steps)
         loss_fn = training.world_model_loss(world_model, schedule, settings.loss_config(config))
         update = training.make_update(loss_fn, optimiser, c.ema_decay)
         counts = segments_per_update({task: spec}, c.sequences)
         delay = settings.message_delay(config, spec)
-        sample = training.multi_task_sampler(counts, settings.window_steps(config), {task: delay})
-        return jax.jit(training.make_epoch(update, sample, c.updates_per_dispatch), donate_argnums=0)
+        sample = training.multi_task_sampler(
+            counts,
+            settings.window_steps(config),
+            {task: delay},
+            num_trajectories=num_trajectories,
+            windows_fn=sharding.make_windows(mesh),
+        )
+        return train_loop.compile_epoch(mesh, training.make_epoch(update, sample, c.updates_per_dispatch), state)
 
     parts = ("tasks", "held_out", "environment", "model", "loss", "adapt")
     delay = config.planner.message_delay_steps
-    epoch = memo(("adapt", delay, settings.fingerprint(config, *parts)), make_epoch)
-    state = training.init_train_state(params, optimiser)
+    places = () if mesh is None else (mesh, *num_trajectories.items())
+    epoch = memo(("adapt", delay, settings.fingerprint(config, *parts), *places), make_epoch)
+    state = train_loop.place_state(mesh, state)
     title = f"{'from scratch on' if c.from_scratch else 'adapt to'} {task}"
     shown = {"denoise": "denoise", "return": "return", "idm": f"{task}/inverse_dynamics"}
-    data_and_stats = ({task: jax.tree.map(jnp.asarray, data)}, stats)
+    data_and_stats = ({task: train_loop.share(mesh, data)}, sharding.copy_to_all(mesh, stats))
     length = ml_collections.ConfigDict(c)
     length.num_updates = num_updates or c.num_updates
-    state = train_loop.train(title, directory, state, epoch, data_and_stats, length, config.seed, shown, config.tracker)
+    state = train_loop.train(
+        title, directory, state, epoch, data_and_stats, length, config.seed, shown, config.tracker, mesh
+    )
     model = directory / ("model" if num_updates in (None, c.num_updates) else f"model_{num_updates}")
-    checkpoints.save_model(
+    train_loop.save_model(
         model,
         world_model,
         state.ema_params,
@@ -140,4 +153,4 @@ def train_model(
 
 
 if __name__ == "__main__":
-    runtime.main(run)
+    runtime.main(run, several_processes=True)

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
-from experiments import runtime, settings
+from experiments import distributed, runtime, settings
 from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
-from networld_jax import datasets
+from networld_jax import datasets, sharding
 from networld_jax.evaluation import Protocol, evaluate
 from networld_jax.files import DamagedFileError, SealedLog, read_sealed, read_signed, sha256, write_signed
 from networld_jax.rollout import advance, start
@@ -67,6 +68,7 @@ def collect_task(
         return datasets.read_manifest(directory)
 
 
+
 def write_shards(
     config: ml_collections.ConfigDict,
     task: str,
@@ -78,23 +80,45 @@ def write_shards(
     """Simulates the shards that are missing, then the manifest."""
     c, total = config.collect, request["num_trajectories"]
     _check_partial(directory, request)
-    write_signed(directory / "request.json", _plain(request))
+    if distributed.is_writer():
+        write_signed(directory / "request.json", _plain(request))
     use_float64 = jax.enable_x64(True) if task in c.float64 else contextlib.nullcontext()
+    mesh = settings.mesh(config)
+    group_size = c.num_parallel * sharding.num_devices(mesh)
+    mine = sharding.local_rows(mesh, group_size)
     log = open_shard_log(directory)
-    done = finished_shards(directory, log)
+    done = finished_shards(directory)
+    distributed.barrier(f"finished shards of {task} read")  # so that all processes skip the same groups
     with runtime.progress(f"collect {task}/{c.tier}", total * request["num_steps"]) as advance_bar, use_float64:
-        simulate = make_simulator(env, policy, min(c.steps_per_dispatch, request["num_steps"]))
-        for first in range(0, total, c.num_parallel):
-            group = range(first, min(first + c.num_parallel, total))
+        simulate = make_simulator(env, policy, min(c.steps_per_dispatch, request["num_steps"]), mesh)
+        for first in range(0, total, group_size):
+            group = range(first, min(first + group_size, total))
             if all(i in done for i in group):
                 advance_bar(len(group) * request["num_steps"])
                 continue
-            keys = instance_keys(task, "data", c.num_parallel, first)
+            keys = instance_keys(task, "data", group_size, first)
             batch = simulate(keys, request["num_steps"], lambda n, r: advance_bar(n * len(group), reward=r))  # noqa: B023
-            for i in group:
-                digest = datasets.write_shard(directory, i, jax.tree.map(lambda x: x[i - first], batch))  # noqa: B023
+            for row, i in enumerate(range(first + mine.start, min(first + mine.stop, total))):
+                digest = datasets.write_shard(directory, i, jax.tree.map(lambda x: x[row], batch))  # noqa: B023
                 done[i] = digest
                 log.append({"index": i, "sha256": digest})
+    distributed.barrier(f"shards of {task} written")
+    if distributed.is_writer():
+        if jax.process_count() > 1:
+            done = finished_shards(directory)
+        write_manifest(config, directory, env, request, done)
+    distributed.barrier(f"manifest of {task} written")
+
+
+def write_manifest(
+    config: ml_collections.ConfigDict,
+    directory: Path,
+    env: Environment,
+    request: dict[str, Any],
+    done: dict[int, str],
+) -> None:
+    """Statistics, reference scores and checksums of a dataset whose shards are all there."""
+    total = request["num_trajectories"]
     manifest = {
         "request": request,
         "action_kind": env.spec.action_kind,
@@ -103,7 +127,7 @@ def write_shards(
         "obs_names": list(env.spec.obs_names),
         "shards": [{"file": datasets.shard_path(directory, i).name, "sha256": done[i]} for i in range(total)],
         "statistics": statistics(directory, total),
-        "reference_scores": reference_scores(config, task, env),
+        "reference_scores": reference_scores(config, request["task"], env),
         "key_range": "data",
         "versions": runtime.versions(),
     }
@@ -154,39 +178,44 @@ def _check_partial(directory: Path, request: dict[str, Any]) -> None:
 
 
 def open_shard_log(directory: Path) -> SealedLog:
-    """`shards.jsonl`, a row {"index", "sha256"} per finished shard. Rows after a damaged one are collected again."""
-    rows, problem = read_sealed(directory / "shards.jsonl")
+    """`shards.jsonl`, a row {"index", "sha256"} per finished shard; of several processes each keeps its own. Rows after
+    a damaged one are collected again."""
+    path = directory / ("shards.jsonl" if distributed.is_writer() else f"shards_{jax.process_index()}.jsonl")
+    rows, problem = read_sealed(path)
     if problem:
         runtime.warn(f"{problem}; shards after the first {len(rows)} are collected again")
-    return SealedLog(directory / "shards.jsonl")
+    return SealedLog(path)
 
 
-def finished_shards(directory: Path, log: SealedLog) -> dict[int, str]:
-    """Index -> sha256 of shards that are whole and unaltered; the others are named and collected again."""
+def finished_shards(directory: Path) -> dict[int, str]:
+    """Index -> sha256 of shards that are whole and unaltered, whichever process wrote them; the others are named and
+    collected again."""
     done = {}
-    for row in log.rows:
+    rows = [row for log in sorted(directory.glob("shards*.jsonl")) for row in read_sealed(log)[0]]
+    warn = runtime.warn if distributed.is_writer() else lambda message: None
+    for row in rows:
         path = datasets.shard_path(directory, row["index"])
         if path.exists() and sha256(path) == row["sha256"]:
             done[row["index"]] = row["sha256"]
         else:
-            runtime.warn(f"{path} is {'altered' if path.exists() else 'missing'}; it is collected again")
+            warn(f"{path} is {'altered' if path.exists() else 'missing'}; it is collected again")
+    listed = {datasets.shard_path(directory, row["index"]).name for row in rows}
     for path in sorted(directory.glob("shard_*.npz")):
-        if path.name not in {datasets.shard_path(directory, row["index"]).name for row in log.rows}:
-            runtime.warn(f"{path} is not in {log.path.name}; it is collected again")
+        if path.name not in listed:
+            warn(f"{path} is not in shards.jsonl; it is collected again")
     return done
 
 
-def make_simulator(env: Environment, policy: Policy, steps_per_dispatch: int):
-    """simulate(keys [E], num_steps, report) -> Trajectories with leading E, in compiled chunks, gathered on the
-    host."""
+def make_simulator(env: Environment, policy: Policy, steps_per_dispatch: int, mesh: Mesh | None = None):
+    """simulate(keys [E], num_steps, report) -> Trajectories with leading E, in compiled chunks, gathered on the host.
+
+    The devices of a mesh share the E trajectories; a process returns its own (`sharding.local_rows`)."""
     params = env.default_params
 
-    @jax.jit
     def begin(keys):
         loop = jax.vmap(lambda key: start(key, env, params, policy))(keys)
         return loop, jax.vmap(lambda s: (env.adjacency(s, params), env.agent_mask(s, params)))(loop[0])
 
-    @jax.jit
     def chunk(keys, loop, first):
         def one(key, loop):
             body = lambda loop, t: advance(key, t, loop, env, params, policy, {})  # noqa: E731
@@ -194,14 +223,19 @@ def make_simulator(env: Environment, policy: Policy, steps_per_dispatch: int):
 
         return jax.vmap(one)(keys, loop)
 
+    begin = jax.jit(sharding.over_rows(begin, mesh, (True,)))
+    chunk = jax.jit(sharding.over_rows(chunk, mesh, (True, True, False)))
+
     def simulate(keys, num_steps, report):
+        keys = sharding.split_rows(mesh, keys)
         loop, (adjacency, mask) = begin(keys)
-        obs, rows = [np.asarray(loop[1], np.float32)[:, None]], []
+        first_obs, adjacency, mask = sharding.local_to_host((loop[1], adjacency, mask))
+        obs, rows = [np.asarray(first_obs, np.float32)[:, None]], []
         for first in range(0, num_steps, steps_per_dispatch):
             loop, (steps, shown) = chunk(keys, loop, first)
             size = min(steps_per_dispatch, num_steps - first)
-            rows.append(jax.tree.map(lambda x: np.asarray(x)[:, :size], (steps, shown)))  # noqa: B023
-            obs.append(np.asarray(steps.obs, np.float32)[:, :size])
+            rows.append(jax.tree.map(lambda x: x[:, :size], sharding.local_to_host((steps, shown))))  # noqa: B023
+            obs.append(np.asarray(rows[-1][0].obs, np.float32))
             report(size, float(np.mean(rows[-1][0].reward)))
         steps, shown = jax.tree.map(lambda *x: np.concatenate(x, 1), *rows)
         as_float = lambda x: np.asarray(x, np.float32)  # noqa: E731
@@ -260,4 +294,4 @@ def reference_scores(config: ml_collections.ConfigDict, task: str, env: Environm
 
 
 if __name__ == "__main__":
-    runtime.main(run)
+    runtime.main(run, several_processes=True)

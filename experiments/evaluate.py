@@ -13,42 +13,62 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
-from experiments import baselines, runtime, settings
+from experiments import baselines, distributed, runtime, settings
 from experiments.adapt import adapt_dir
 from networld_envs.types import Environment, Policy
-from networld_jax import checkpoints, planning
-from networld_jax.evaluation import Protocol, Scores, anchored, make_evaluator, score_instances, standard_error
-from networld_jax.files import write_atomically
+from networld_jax import checkpoints, planning, sharding
+from networld_jax.evaluation import (
+    Protocol,
+    Scores,
+    anchored,
+    first_instances,
+    make_evaluator,
+    score_instances,
+    standard_error,
+)
 
 ANCHORS = {"cbf": ("random", "local_fp"), "rb": ("random", "mf_rule"), "ns": ("random", "expert")}
 """Per task the policies at score 0 and 1: random, and the best rule whose information an agent can have."""
 
 
 class Evaluator:
-    """Evaluates policies on one list of instances; compiled programs are kept, so new weights cost no compilation."""
+    """Evaluates policies on one list of instances; compiled programs are kept, so new weights cost no compilation.
 
-    def __init__(self, env: Environment, protocol: Protocol, split: str, num_parallel: int):
-        self.env, self.protocol, self.split = env, protocol, split
+    The devices of a mesh take `num_parallel` instances each, and surplus ones where the instances do not fill the last
+    group; the batch per device, and so every score, is that of one device.
+    """
+
+    def __init__(
+        self, env: Environment, protocol: Protocol, split: str, num_parallel: int, mesh: Mesh | None = None
+    ):
+        self.env, self.protocol, self.split, self.mesh = env, protocol, split, mesh
         self.num_parallel = min(num_parallel, protocol.num_instances)
         self._compiled: dict[int, tuple[Policy, Callable]] = {}
 
     def __call__(self, policy: Policy, policy_params: Any = None, advance: Callable[..., None] | None = None) -> Scores:
         """Scores of a policy. Messages are charged where the environment has a price for them."""
         if id(policy) not in self._compiled:
-            self._compiled[id(policy)] = (policy, make_evaluator(self.env, policy, self.protocol))
+            self._compiled[id(policy)] = (policy, make_evaluator(self.env, policy, self.protocol, self.mesh))
         run = self._compiled[id(policy)][1]
         params = charge_messages(self.env.default_params, policy)
+        count, group = self.protocol.num_instances, self.num_parallel * sharding.num_devices(self.mesh)
 
         def report(part: Scores) -> None:
             if advance:
                 advance(len(part.reward), reward=part.mean)
 
-        score = lambda keys: run(keys, policy_params, params)  # noqa: E731
-        count = self.protocol.num_instances
-        return score_instances(score, self.env.spec.name, self.split, count, self.num_parallel, report)
+        def score(keys: jax.Array) -> Scores:
+            wanted = len(keys)
+            if self.mesh is not None and wanted < group:  # surplus copies of the last instance, scores thrown away
+                keys = keys[np.minimum(np.arange(group), wanted - 1)]
+            return first_instances(run(keys, policy_params, params), wanted)
+
+        return score_instances(score, self.env.spec.name, self.split, count, group, report)
 
 
 def charge_messages(params: Any, policy: Policy) -> Any:
@@ -92,13 +112,13 @@ def score_all(
     """Rows of {name: (policy, its parameters)} on the same instances; also written to evaluation_<task>.json."""
     task = env.spec.name
     protocol = settings.protocol(config, task)
-    evaluator = Evaluator(env, protocol, config.evaluate.split, config.evaluate.num_parallel)
+    evaluator = Evaluator(env, protocol, config.evaluate.split, config.evaluate.num_parallel, settings.mesh(config))
     scores = {}
     with runtime.progress(f"evaluate on {task}", len(policies) * protocol.num_instances) as advance:
         for name, (policy, policy_params) in policies.items():
             scores[name] = evaluator(policy, policy_params, advance)
     rows = summary(scores, task, protocol)
-    write_atomically(Path(workdir) / f"evaluation_{task}.json", json.dumps(rows, indent=1).encode())
+    distributed.write(Path(workdir) / f"evaluation_{task}.json", json.dumps(rows, indent=1).encode())
     return rows
 
 
@@ -117,4 +137,4 @@ def load_policy(
 
 
 if __name__ == "__main__":
-    runtime.main(run)
+    runtime.main(run, several_processes=True)

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 
 from experiments import runtime, settings, trackers, train_loop
 from experiments.collect import dataset_dir
 from experiments.memo import Memo
 from networld_envs.types import TaskSpec
-from networld_jax import checkpoints, datasets, training
+from networld_jax import datasets, sharding, training
 from networld_jax.schedules import cosine_schedule
-from networld_jax.types import Trajectories
+from networld_jax.types import TaskStats, Trajectories
+from networld_jax.world_model import WorldModel
 
 SECTIONS = ("seed", "tasks", "held_out", "environment", "collect", "model", "loss")
 """What a trained model depends on beside its own stage's settings."""
@@ -77,6 +79,27 @@ def few_shot_data(config: ml_collections.ConfigDict, workdir: Path) -> Trajector
     return datasets.take_steps(data, c.num_steps) if c.num_steps else data
 
 
+def place_sources(
+    config: ml_collections.ConfigDict, workdir: Path, world_model: WorldModel, mesh: Mesh | None
+) -> tuple[dict[str, Trajectories], dict[str, TaskStats], dict[str, int] | None]:
+    """({task: data on the devices}, {task: constants}, {task: trajectories} with a mesh).
+
+    Of several processes each reads its own trajectories, unless the data is small or passes through a corruption.
+    """
+    c, data, stats, total = config.pretrain, {}, {}, {}
+    for task in source_tasks(config):
+        stats_fn = partial(settings.task_stats, config, spec=world_model.specs[task])
+        if jax.process_count() > 1 and c.data == "real" and not (task == config.held_out and c.few_shot_target):
+            folder = dataset_dir(workdir, task, config.collect.tier)
+            wanted = c.num_trajectories.get(task, 0) or None
+            data[task], stats[task], total[task] = train_loop.load_share(mesh, folder, wanted, stats_fn)
+            continue
+        whole = source_data(config, workdir, task)
+        total[task] = whole.reward.shape[0]
+        data[task], stats[task] = train_loop.share(mesh, whole), sharding.copy_to_all(mesh, stats_fn(whole))
+    return data, stats, None if mesh is None else total
+
+
 def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     """Trains and returns the folder of the finished model."""
     train_loop.check_updates(config.pretrain, "pretrain")
@@ -93,11 +116,13 @@ def train_model(config: ml_collections.ConfigDict, workdir: Path, directory: Pat
     c, started = config.pretrain, time.monotonic()
     sources = source_tasks(config)
     world_model, init = settings.shared_world_model(config, memo)
-    data = {task: source_data(config, workdir, task) for task in sources}
-    stats = {task: settings.task_stats(config, data[task], world_model.specs[task]) for task in sources}
+    mesh = settings.mesh(config)
+    data, stats, num_trajectories = place_sources(config, workdir, world_model, mesh)
     optimiser = training.make_optimiser(
         training.learning_rate_schedule(c.learning_rate, c.num_updates, c.warmup_updates)
     )
+
+    state = training.init_train_state(init(jax.random.key(config.seed)), optimiser)
 
     def make_epoch():
         schedule = cosine_schedule(world_model.config.diffusion_steps)
@@ -105,18 +130,26 @@ def train_model(config: ml_collections.ConfigDict, workdir: Path, directory: Pat
         update = training.make_update(loss_fn, optimiser, c.ema_decay)
         counts = segments_per_update({task: world_model.specs[task] for task in sources}, c.sequences_per_task)
         delays = {task: settings.message_delay(config, world_model.specs[task]) for task in sources}
-        sample = training.multi_task_sampler(counts, settings.window_steps(config), delays)
-        return jax.jit(training.make_epoch(update, sample, c.updates_per_dispatch), donate_argnums=0)
+        sample = training.multi_task_sampler(
+            counts,
+            settings.window_steps(config),
+            delays,
+            num_trajectories=num_trajectories,
+            windows_fn=sharding.make_windows(mesh),
+        )
+        return train_loop.compile_epoch(mesh, training.make_epoch(update, sample, c.updates_per_dispatch), state)
 
     parts = ("tasks", "environment", "model", "loss", "pretrain")
     delay = config.planner.message_delay_steps
-    epoch = memo(("pretrain", sources, delay, settings.fingerprint(config, *parts)), make_epoch)
-    state = training.init_train_state(init(jax.random.key(config.seed)), optimiser)
-    on_device = jax.tree.map(jnp.asarray, data)
+    places = () if mesh is None else (mesh, *num_trajectories.items())
+    epoch = memo(("pretrain", sources, delay, settings.fingerprint(config, *parts), *places), make_epoch)
+    state = train_loop.place_state(mesh, state)
     shown = {"denoise": "denoise", "return": "return"} | {f"idm {t}": f"{t}/inverse_dynamics" for t in sources}
     title = f"pre-train on {' + '.join(sources)}"
-    state = train_loop.train(title, directory, state, epoch, (on_device, stats), c, config.seed, shown, config.tracker)
-    checkpoints.save_model(
+    state = train_loop.train(
+        title, directory, state, epoch, (data, stats), c, config.seed, shown, config.tracker, mesh
+    )
+    train_loop.save_model(
         directory / "model", world_model, state.ema_params, stats, stage="pretrain", sources=sources, seed=config.seed,
         seconds=round(time.monotonic() - started, 1),
     )  # fmt: skip
@@ -124,4 +157,4 @@ def train_model(config: ml_collections.ConfigDict, workdir: Path, directory: Pat
 
 
 if __name__ == "__main__":
-    runtime.main(run)
+    runtime.main(run, several_processes=True)

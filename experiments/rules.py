@@ -85,6 +85,10 @@ RULES: dict[str, Rule] = {
     "held_out": TEXT,  # among the tasks: settings.environments
     "preset": one_of(PRESETS),
     "tracker": one_of(("none", "tensorboard")),
+    "mesh.data": Rule("-1 or a whole number of at least 1", lambda v: _is_whole(v) and (v == -1 or v >= 1)),
+    "mesh.model": whole(1),
+    "scaling.num_agents": several(whole(1), at_least=1),
+    "scaling.chunk": whole(1),
     "environment.*": ANYTHING,  # the environments check their own parameters
     "collect.tasks": several(TEXT),
     "collect.float64": several(TEXT),

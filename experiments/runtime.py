@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments import distributed
 from networld_jax.files import DamagedFileError, SealedLog, naming, read_sealed, read_signed, write_signed
 
 console = Console(stderr=True, soft_wrap=True)
@@ -47,35 +49,47 @@ class Terminated(BaseException):
 Stage = Callable[[ml_collections.ConfigDict, Path], Any]
 
 
-def main(run: Stage, publish: Stage | None = None) -> None:
+def main(run: Stage, publish: Stage | None = None, several_processes: bool = False) -> None:
     """The command line of a stage: `--config=<file> [--config.<field>=<value>] --workdir=<folder> [--publish]`.
 
     The whole configuration is validated before `run` is called. `publish` copies finished results into the repository;
-    only stages that have one know the flag.
+    only stages that have one know the flag. Stages that can run as `several_processes` also know the flags of
+    `experiments.distributed`.
     """
     # XLA's persistent cache makes the second run of any stage start at once.
     jax.config.update("jax_compilation_cache_dir", os.environ.get("NETWORLD_CACHE", str(Path(".jax_cache").absolute())))
     define_flags(flags.FLAGS, sys.argv, publishes=publish is not None)
+    if several_processes:
+        distributed.define_flags()
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)  # what fails there is raised here as well
         signal.signal(signal.SIGTERM, _terminate)
         try:
+            if several_processes:
+                distributed.start()
             config, workdir = read_flags(argv, flags.FLAGS)
             run(config, workdir)
             if publish is not None and flags.FLAGS.publish:
                 publish(config, workdir)
-        except (ValueError, OSError) as error:
+        except Exception as error:
             if os.environ.get("NETWORLD_TRACEBACK"):
                 raise
-            fail(one_line(error))
+            if distributed.is_broken(error):
+                fail(distributed.broken(error), distributed.LOST)
+            if isinstance(error, ValueError | OSError):
+                fail(one_line(error))
+            if jax.distributed.is_initialized():
+                traceback.print_exc()
+                leave(1)
+            raise
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume")
-            sys.exit(130)
+            leave(130)
         except Terminated as request:
             console.print(f"stopped by SIGTERM{request}; run the same command again to resume", highlight=False)
-            sys.exit(TERMINATED)
+            leave(TERMINATED)
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -94,10 +108,17 @@ def define_flags(flag_values: flags.FlagValues, argv: Sequence[str], publishes: 
         flags.DEFINE_bool("publish", False, "Copy the results into results/ and docs/.", flag_values)
 
 
-def fail(message: str) -> NoReturn:
-    """One line to standard error, exit code 2."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """One line to standard error; exit code 2 for a mistake of the user."""
     console.print(f"[red]error:[/red] {escape(message)}", highlight=False)
-    sys.exit(2)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit, without waiting for the other processes of a job."""
+    if jax.distributed.is_initialized():
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def one_line(error: Exception) -> str:
@@ -138,10 +159,10 @@ def owned(directory: Path) -> Iterator[None]:
     """The only run that writes into `directory`. The lock file `.lock` says who holds it (pid, host, command).
 
     A run that was killed leaves the file behind but not the kernel's lock on it, so it stops nobody on the same host;
-    a lock held on another host cannot be checked and is respected. Of a run in several processes the first one holds
-    the lock. Raises UserError naming the other run.
+    a lock held on another host cannot be checked and is respected. Raises UserError naming the other run. Several
+    processes of one job count as one run; the writing one holds the lock.
     """
-    if jax.process_index() != 0:
+    if not distributed.is_writer():
         yield
         return
     directory = Path(directory)
@@ -294,7 +315,8 @@ def save_config(config: ml_collections.ConfigDict, workdir: Path, stage: str, se
                     f"{path} was written with {field}={old.get(field)!r}, got {new.get(field)!r}; "
                     "use another --workdir, or delete this one to start over"
                 )
-    write_signed(path, document)
+    if distributed.is_writer():
+        write_signed(path, document)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -313,10 +335,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """The metrics of a run, a sealed JSON object per line. On resume, rows at or after `first_step` are dropped: they
-    will be written again. When rows before that are damaged the file is kept under another name, and the user told."""
+    """The metrics of a run, a sealed JSON object per line, from the writing process only. On resume, rows at or after
+    `first_step` are dropped: they will be written again. When rows before that are damaged the file is kept under
+    another name, and the user told."""
 
     def __init__(self, path: Path, first_step: int = 0):
+        self._log = None
+        if not distributed.is_writer():
+            return
         path, wanted = Path(path), first_step - 1
         rows, problem = read_sealed(path)
         if max((row["step"] for row in rows), default=0) < wanted:
@@ -329,7 +355,8 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends {"step": step, **metrics}."""
-        self._log.append({"step": int(step)} | {k: float(v) for k, v in metrics.items()})
+        if self._log is not None:
+            self._log.append({"step": int(step)} | {k: float(v) for k, v in metrics.items()})
 
 
 def read_metrics(path: Path, last_step: int = 0) -> list[dict[str, float]]:
@@ -364,7 +391,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not distributed.is_writer(),
     )
     with bar:
         row = bar.add_task(title, total=total, numbers="")
@@ -375,6 +402,6 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
             bar.update(row, advance=steps, numbers=shown)
 
         yield advance
-    if not console.is_terminal:
+    if not console.is_terminal and distributed.is_writer():
         shown = "  ".join(f"{k} {v:.3g}" for k, v in last.items())
         console.print(f"{title}: done in {time.monotonic() - started:.0f} s  {shown}", highlight=False)

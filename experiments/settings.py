@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.sharding import Mesh
 
 import networld_envs
 from experiments import train_loop
 from experiments.memo import Memo
 from networld_envs import experts
 from networld_envs.types import Environment, Policy, TaskSpec
-from networld_jax import datasets, planning
+from networld_jax import datasets, planning, sharding
 from networld_jax.evaluation import Protocol
 from networld_jax.presets import SAMPLERS
 from networld_jax.schedules import cosine_schedule
@@ -156,6 +157,11 @@ def _choose(choices: Mapping[str, Any], name: str, field: str) -> Any:
     if name not in choices:
         raise ValueError(f"{field} must be one of {sorted(choices)}, got {name!r}")
     return choices[name]
+
+
+def mesh(config: ml_collections.ConfigDict) -> Mesh | None:
+    """The devices of the run; None for a single one."""
+    return sharding.make_mesh(config.mesh.data, config.mesh.model)
 
 
 def protocol(config: ml_collections.ConfigDict, task: str) -> Protocol:

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 
-from experiments import runtime, trackers
+from experiments import distributed, runtime, trackers
+from networld_jax import checkpoints, datasets, sharding
 from networld_jax.checkpoints import Checkpoints, steps
 from networld_jax.files import read_signed, write_signed
-from networld_jax.types import Params, TrainState
+from networld_jax.types import Params, TaskStats, TrainState, Trajectories
 from networld_jax.world_model import WorldModel
 
 MIN_LATENT_STD = 0.3  # below this a latent space is collapsing (measured: useless plans below 0.06)
@@ -34,6 +36,57 @@ def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
 def make_init(world_model: WorldModel) -> Callable[[jax.Array], Params]:
     """`world_model.init`: optimising it takes 20 s instead of 3."""
     return compile_once(world_model.init)
+
+
+def compile_epoch(mesh: Mesh | None, epoch: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
+    """The jitted epoch for states shaped like `state`, which it keeps where `place_state` puts them."""
+    if mesh is None:
+        return jax.jit(epoch, donate_argnums=0)
+    out = (sharding.split_channels(mesh, state), sharding.replicated(mesh))
+    return jax.jit(epoch, donate_argnums=0, out_shardings=out)
+
+
+def place_state(mesh: Mesh | None, state: TrainState) -> TrainState:
+    """Process 0's state on the devices of the mesh."""
+    if mesh is None:
+        return state
+    distributed.barrier("initial state")
+    return sharding.place(sharding.same_everywhere(state), sharding.split_channels(mesh, state))
+
+
+def load_share(
+    mesh: Mesh, directory: Path, num_trajectories: int | None, stats_fn: Callable[[Trajectories], TaskStats]
+) -> tuple[Trajectories, TaskStats, int]:
+    """(a dataset on the devices, the constants of the whole dataset, its number of trajectories).
+
+    Of several processes each keeps its own trajectories; process 0 reads all of them once, for the constants.
+    """
+    total = num_trajectories or len(datasets.read_manifest(directory)["shards"])
+    rows = sharding.local_trajectories(mesh, total)
+    writes = distributed.is_writer()
+    data, _ = datasets.load(directory, total, None if writes else rows)
+    stats = stats_fn(data)
+    distributed.barrier(f"constants of {directory}")
+    stats = sharding.same_everywhere(stats)
+    local = jax.tree.map(lambda x: x[rows], data) if writes else data
+    return sharding.place_trajectories(mesh, local), sharding.copy_to_all(mesh, stats), total
+
+
+def share(mesh: Mesh | None, data: Trajectories) -> Trajectories:
+    """A small dataset that every process has read, on the devices."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, data)
+    rows = sharding.local_trajectories(mesh, data.reward.shape[0])
+    return sharding.place_trajectories(mesh, jax.tree.map(lambda x: x[rows], data))
+
+
+def save_model(directory: Path, world_model: WorldModel, params: Params, stats: Any, **facts: Any) -> None:
+    """`checkpoints.save_model` by the writing process, with the weights of all devices; returns when it is there."""
+    distributed.barrier(f"training for {directory}")
+    params, stats = sharding.to_host((params, stats))
+    if distributed.is_writer():
+        checkpoints.save_model(directory, world_model, params, stats, **facts)
+    distributed.barrier(f"model in {directory}")
 
 
 def check_updates(config: ml_collections.ConfigDict, name: str) -> None:
@@ -71,6 +124,7 @@ def train(
     seed: int,
     shown: Mapping[str, str],
     tracker: str = "none",
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """Runs `config.num_updates` updates, `updates_per_dispatch` per dispatch.
 
@@ -80,22 +134,28 @@ def train(
     in `directory/failure/` (`load_failure`), from which the same command reproduces it.
 
     Args:
-      epoch: jitted `training.make_epoch` with updates_per_dispatch updates.
+      epoch: jitted `training.make_epoch` with updates_per_dispatch updates, see `on_devices`.
       shown: what the progress bar calls a metric -> the metric's name.
       tracker: where metrics go too, a name in `trackers.TRACKERS`.
+      mesh: where `state` and `data` lie.
     """
     directory, size = Path(directory), config.updates_per_dispatch
     with (
         runtime.owned(directory),
         runtime.delayed_termination() as is_requested,
-        contextlib.closing(Checkpoints(directory / "checkpoints", report_fn=runtime.warn)) as checkpoints,
+        contextlib.closing(Checkpoints(directory / "checkpoints", report_fn=runtime.warn)) as store,
         runtime.progress(title, config.num_updates) as advance,
         contextlib.ExitStack() as stack,
     ):
-        first, state = checkpoints.restore_latest(state) or (0, state)
+        first, state = store.restore_latest(state) or (0, state)
         log = runtime.MetricsLog(directory / "metrics.jsonl", first_step=first + 1)
-        track = stack.enter_context(trackers.tracker(tracker, directory, first + 1))
-        key = jax.random.key(seed)
+        track = stack.enter_context(
+            trackers.tracker(tracker if distributed.is_writer() else "none", directory, first + 1)
+        )
+        key = sharding.copy_to_all(mesh, jax.random.key(seed))
+        if jax.process_count() > 1:  # compilation takes its time on every host; then all start together
+            epoch = epoch.lower(state, data, key).compile()
+            distributed.barrier(f"{title} compiled")
         _replay_failure(directory, state, epoch, data, key, seed)
         advance(first)
         for dispatch in range(first // size, config.num_updates // size):
@@ -106,16 +166,17 @@ def train(
                 warnings = check_metrics(done, seed, numbers)
             except TrainingError as error:
                 raise TrainingError(f"{error}; {dump_failure(directory, state, key, numbers)}") from error
-            for warning in warnings:
+            for warning in warnings if distributed.is_writer() else ():
                 runtime.warn(warning)
             log.write(done, numbers)
             track(done, numbers)
             advance(size, **{label: numbers[name] for label, name in shown.items()})
-            is_last, stops = done == config.num_updates, is_requested()
+            is_last, stops = done == config.num_updates, distributed.agreed(is_requested())
             if is_last or stops or (dispatch + 1) % config.dispatches_per_checkpoint == 0:
-                checkpoints.save(done, state)
+                store.save(done, state)
             if stops and not is_last:
                 raise runtime.Terminated(f", {title} is kept at update {done}")
+    return state
     return state
 
 
@@ -139,7 +200,8 @@ def dump_failure(directory: Path, state: TrainState, key: jax.Array, metrics: Ma
         dump.save(step, state)
     batch_key = jax.random.key_data(jax.random.fold_in(key, step)).tolist()
     shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-    write_signed(directory / f"{FAILURE}.json", {"update": step, "batch_key": batch_key, "metrics": shown})
+    if distributed.is_writer():
+        write_signed(directory / f"{FAILURE}.json", {"update": step, "batch_key": batch_key, "metrics": shown})
     return (
         f"update {step} with batch key {batch_key} is kept in {directory / FAILURE}, the same command repeats it first"
     )

@@ -1,10 +1,11 @@
 """The one message of NetWorld: formula, graph symmetries, neighbour lists."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax.mean_field import mean_field, mean_field_from_lists, neighbour_lists
+from networld_jax.mean_field import Neighbours, make_graph, mean_field, neighbour_lists, neighbours_from_edges
 
 N, D = 6, 3
 
@@ -39,15 +40,55 @@ def test_is_the_average_over_neighbours(case):
 
 def test_neighbour_lists_equal_the_matrix(case):
     z, graph = case
-    index, weight = neighbour_lists(graph)
-    assert index.shape == weight.shape == (N, int(graph.sum(-1).max()))
-    got = mean_field_from_lists(jnp.asarray(z), jnp.asarray(index), jnp.asarray(weight))
-    np.testing.assert_allclose(got, loop(z, graph), atol=1e-6)
+    lists = neighbour_lists(graph)
+    assert lists.index.shape == lists.weight.shape == (N, int(graph.sum(-1).max()))
+    np.testing.assert_allclose(mean_field(jnp.asarray(z), lists), loop(z, graph), atol=1e-6)
+
+
+def test_neighbour_lists_may_differ_along_the_leading_axes(case):
+    z, graph = case
+    thinned = graph.copy()
+    thinned[0] = 0
+    both = [neighbour_lists(g, max_degree=N - 1) for g in (graph, thinned)]
+    stacked = jax.tree.map(lambda *x: np.stack([np.stack(x)] * z.shape[1], 1), *both)  # [2, 5, N, K]
+    got = mean_field(jnp.asarray(z), stacked)
+    np.testing.assert_allclose(got[0], loop(z[0], graph), atol=1e-6)
+    np.testing.assert_allclose(got[1], loop(z[1], thinned), atol=1e-6)
+
+
+def test_weights_of_a_matrix_survive_in_the_lists(case):
+    z, graph = case
+    weighted = graph * np.random.default_rng(2).uniform(0.2, 1.0, graph.shape).astype(np.float32)
+    dense = mean_field(jnp.asarray(z[0, 0]), jnp.asarray(weighted))
+    np.testing.assert_allclose(mean_field(jnp.asarray(z[0, 0]), neighbour_lists(weighted)), dense, atol=1e-6)
 
 
 def test_neighbour_lists_of_a_graph_without_edges():
-    index, weight = neighbour_lists(np.zeros((N, N), np.float32))
-    assert index.shape == (N, 1) and not weight.any()
+    lists = neighbour_lists(np.zeros((N, N), np.float32))
+    assert lists.index.shape == (N, 1) and not lists.weight.any()
+
+
+def test_large_graphs_become_lists_and_small_ones_a_matrix(case):
+    _, graph = case
+    edges = np.random.default_rng(3).permutation(np.argwhere(graph > 0))  # any order
+    np.testing.assert_array_equal(make_graph(edges, N), graph)
+    lists = make_graph(edges, N, dense_max_agents=N - 1)
+    assert isinstance(lists, Neighbours)
+    np.testing.assert_array_equal(lists.index, neighbour_lists(graph).index)
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        ([(0, 1), (0, 2), (0, 3)], "agent 0 has 3 neighbours, max_degree is 2"),
+        ([(1, 1)], "agent 1 is its own neighbour"),
+        ([(0, 6)], "agents 0..5, got 0..6"),
+        ([(0, 1), (2, 3), (0, 1)], "repeated"),
+    ],
+)
+def test_impossible_graphs_are_refused(edges, message):
+    with pytest.raises(ValueError, match=message):
+        neighbours_from_edges(np.array(edges), N, max_degree=2)
 
 
 def test_permuting_agents_permutes_the_result(case):

@@ -55,6 +55,9 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.held_out = held_out  # few-shot target; the others are the sources
 
     c.tracker = "none"  # where training metrics go beside metrics.jsonl: "none" or "tensorboard"
+    c.mesh = ConfigDict()  # devices, of all hosts together; see docs/scaling.md
+    c.mesh.data = -1  # over how many devices batches and datasets are split; -1 = all there are
+    c.mesh.model = 1  # over how many devices of one host the channels of wide layers are split
 
     c.environment = ConfigDict()  # parameters changed per task, e.g. environment.ns.preset = "tiny"
     for task in c.tasks:
@@ -65,7 +68,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.collect.tier = "mixed"  # one of the tiers of networld_envs.experts
     c.collect.num_trajectories = ConfigDict({"cbf": 48, "rb": 96, "ns": 24})
     c.collect.num_steps = ConfigDict({"cbf": 100, "rb": 200, "ns": 100})  # environment steps per trajectory
-    c.collect.num_parallel = 8  # trajectories simulated side by side; a shard is written when its group is done
+    c.collect.num_parallel = 8  # trajectories simulated side by side per device; shards are written group by group
     c.collect.steps_per_dispatch = 50  # progress is shown after each
     c.collect.float64 = ("cbf",)  # tasks whose experts need double precision (deep nulls of FP beams)
     c.collect.reference_instances = 4  # train_eval instances for the manifest's random and expert scores
@@ -128,5 +131,5 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.evaluate.num_instances = ConfigDict({"cbf": 32, "rb": 16, "ns": 16})
     c.evaluate.num_steps = ConfigDict({"cbf": 80, "rb": 200, "ns": 100})
     c.evaluate.burn_in_steps = ConfigDict({"cbf": 20, "rb": 100, "ns": 10})
-    c.evaluate.num_parallel = 8  # instances simulated side by side
+    c.evaluate.num_parallel = 8  # instances simulated side by side per device
     return c

@@ -18,6 +18,7 @@ from flax import serialization
 
 from networld_envs.types import Information, TaskSpec
 from networld_jax.files import DamagedFileError, read_signed, sha256, sync_folder, write_atomically, write_signed
+from networld_jax.sharding import wait_for_all
 from networld_jax.training import PER_TASK
 from networld_jax.types import Params, TaskStats, WorldModelConfig
 from networld_jax.world_model import WorldModel, make_world_model
@@ -46,6 +47,7 @@ class Checkpoints:
         self._directory = Path(directory).absolute()
         self._report = report_fn or warnings.warn
         self._set_aside_damaged()
+        wait_for_all(f"checkpoints in {self._directory} checked")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
@@ -55,7 +57,7 @@ class Checkpoints:
 
     def _set_aside_damaged(self) -> None:
         """Newest first, up to the first intact checkpoint: older ones are not needed and not read."""
-        if jax.process_index() != 0:  # Orbax's constructor, next, waits for the first process
+        if jax.process_index() != 0:
             return
         for step in reversed(steps(self._directory)):
             folder = self._directory / str(step)
@@ -83,6 +85,8 @@ class Checkpoints:
 
     def restore_latest(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest intact checkpoint shaped `like` the given pytree, or None when there is none.
+
+        Arrays land on the devices of `like`, however many devices saved them.
 
         Raises CheckpointError when its structure or shapes differ.
         """
@@ -139,7 +143,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype if np.isscalar(x) else x.dtype)
+    """Shape, dtype and place of a leaf; without a place Orbax would look for the devices that saved it."""
+    dtype = np.asarray(x).dtype if np.isscalar(x) else x.dtype
+    return jax.ShapeDtypeStruct(np.shape(x), dtype, sharding=x.sharding if isinstance(x, jax.Array) else None)
 
 
 # ---------------------------------------------------------------------------------------------------- finished models

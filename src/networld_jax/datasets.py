@@ -260,8 +260,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def load(directory: Path | str, num_trajectories: int | None = None) -> tuple[Trajectories, dict[str, Any]]:
+def load(
+    directory: Path | str, num_trajectories: int | None = None, rows: Iterable[int] | None = None
+) -> tuple[Trajectories, dict[str, Any]]:
     """(Trajectories as NumPy arrays, manifest), every shard checked against its checksum.
+
+    Args:
+      num_trajectories: the first so many (default: all).
+      rows: these trajectories only, repeats allowed: one host's share of a dataset.
 
     Raises DatasetError for a broken dataset, ValueError when it holds fewer trajectories than asked for.
     """
@@ -271,7 +277,7 @@ def load(directory: Path | str, num_trajectories: int | None = None) -> tuple[Tr
     wanted = len(shards) if num_trajectories is None else num_trajectories
     if not 1 <= wanted <= len(shards):
         raise ValueError(f"{directory} holds {len(shards)} trajectories, got num_trajectories={num_trajectories}")
-    parts = [read_shard(directory, i, shards[i]["sha256"]) for i in range(wanted)]
+    parts = [read_shard(directory, i, shards[i]["sha256"]) for i in (range(wanted) if rows is None else rows)]
     return jax.tree.map(lambda *xs: np.stack(xs), *parts), manifest
 
 
@@ -386,15 +392,26 @@ def windows(trajectories: Trajectories, where: jax.Array, horizon: int, message_
 
 
 def sample_segments(
-    key: jax.Array, trajectories: Trajectories, batch_size: int, horizon: int, message_delay: int = 0
+    key: jax.Array,
+    trajectories: Trajectories,
+    batch_size: int,
+    horizon: int,
+    message_delay: int = 0,
+    *,
+    num_trajectories: int | None = None,
+    windows_fn: Callable[[Trajectories, jax.Array, int, int], Segments] = windows,
 ) -> Segments:
     """`batch_size` windows, uniform over trajectories and starts. Pure: runs inside the training scan.
+
+    Args:
+      num_trajectories: draw among the first so many (default: all); a dataset split over devices is padded.
+      windows_fn: how windows are cut, see `sharding.make_windows`.
 
     Raises ValueError when the trajectories are shorter than the horizon.
     """
     runs, length = trajectories.reward.shape[:2]
-    where = sample_places(key, runs, num_starts(length, horizon), batch_size)
-    return windows(trajectories, where, horizon, message_delay)
+    where = sample_places(key, num_trajectories or runs, num_starts(length, horizon), batch_size)
+    return windows_fn(trajectories, where, horizon, message_delay)
 
 
 def num_starts(length: int, horizon: int) -> int:

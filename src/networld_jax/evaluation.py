@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from networld_envs import instances
 from networld_envs.types import Environment, Policy
+from networld_jax import sharding
 from networld_jax.rollout import advance, start
 from networld_jax.types import Params
 
@@ -48,6 +50,12 @@ class Scores:
         return float(np.nanpercentile(self.per_agent[name], q))
 
 
+def first_instances(scores: Scores, count: int) -> Scores:
+    """The scores of the first `count` instances."""
+    cut = lambda values: {k: v[:count] for k, v in values.items()}  # noqa: E731
+    return Scores(scores.reward[:count], cut(scores.metrics), cut(scores.per_agent))
+
+
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean; 0 for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
@@ -78,15 +86,19 @@ def episode_means(
     return jax.tree.map(lambda x: x.mean(0), values), mask
 
 
-def make_evaluator(env: Environment, policy: Policy, protocol: Protocol):
-    """(keys [I], policy_params, env_params) -> Scores; one compiled program for any weights."""
+def make_evaluator(env: Environment, policy: Policy, protocol: Protocol, mesh: Mesh | None = None):
+    """(keys [I], policy_params, env_params) -> Scores; one compiled program for any weights.
 
-    @jax.jit
-    def run(keys, policy_params, env_params):
+    With a mesh (see `sharding.make_mesh`) its devices share the instances; I must be a multiple of their number.
+    """
+
+    def batch(keys, policy_params, env_params):
         return jax.vmap(lambda key: episode_means(key, env, env_params, policy, policy_params, protocol))(keys)
 
+    run = jax.jit(sharding.over_rows(batch, mesh, (True, False, False)))
+
     def scores(keys, policy_params, env_params) -> Scores:
-        values, mask = jax.tree.map(np.asarray, run(keys, policy_params, env_params))
+        values, mask = sharding.to_host(run(sharding.split_rows(mesh, keys), policy_params, env_params))
         per_agent = {k: np.where(mask > 0, v, np.nan) for k, v in values.items() if v.ndim == 2}
         metrics = {k: np.nanmean(per_agent[k], -1) if k in per_agent else v for k, v in values.items()}
         return Scores(metrics.pop("reward"), metrics, per_agent)

@@ -16,7 +16,7 @@ from flax import struct
 from networld_envs.types import Policy
 from networld_jax import sampling
 from networld_jax.diffusion import predict_x0
-from networld_jax.mean_field import mean_field
+from networld_jax.mean_field import Neighbours, mean_field
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.types import Params, Plan, PlannerConfig, TaskStats
 from networld_jax.world_model import WorldModel
@@ -229,6 +229,32 @@ def decode_plans(world_model: WorldModel, task: str, policy_params: PolicyParams
     return world_model.decode_action(policy_params.stats, logits)
 
 
+MapFn = Callable[[Callable[..., Plan]], Callable[..., Plan]]
+"""What turns plan_agents(policy_params, keys [N], z [N, D], m [N, D]) into a function that does the same elsewhere:
+`in_chunks`, `sharding.over_agents`."""
+
+
+def in_chunks(size: int) -> MapFn:
+    """Plans for `size` agents at a time: memory of one chunk however many agents there are, and a batch shape (so the
+    rounding) that depends neither on their number, once it exceeds `size`, nor on the number of devices."""
+    if size < 1:
+        raise ValueError(f"a chunk needs at least 1 agent, got {size}")
+
+    def transform(plan_agents):
+        def chunked(policy_params, *rows):
+            num_agents = rows[0].shape[0]
+            if num_agents <= size:
+                return plan_agents(policy_params, *rows)
+            chunks = -(-num_agents // size)
+            padded = jnp.minimum(jnp.arange(chunks * size), num_agents - 1).reshape(chunks, size)
+            parts = jax.lax.map(lambda part: plan_agents(policy_params, *part), tuple(row[padded] for row in rows))
+            return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:]))[:num_agents], parts)
+
+        return chunked
+
+    return transform
+
+
 def make_agent_plans(
     world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
 ) -> Callable[..., Plan]:
@@ -257,15 +283,22 @@ def make_agent_plans(
 
 
 def make_plan(
-    world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
+    world_model: WorldModel,
+    task: str,
+    imagine_fn: ImagineFn,
+    num_candidates: int = 1,
+    rank_fn: RankFn | None = None,
+    map_fn: MapFn | None = None,
 ) -> Callable[..., Plan]:
-    """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call, agent i
-    with fold_in(key, i)."""
+    """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call, or as
+    `map_fn` spreads them; agent i with fold_in(key, i)."""
     plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn)
+    if map_fn is not None:
+        plans = map_fn(plans)
 
     def plan(policy_params, key, z, m, previous=None):
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(z.shape[0]))
-        return plans(policy_params, keys, z, m, previous)
+        return plans(policy_params, keys, z, m, *(() if previous is None else (previous,)))
 
     return plan
 
@@ -325,6 +358,7 @@ def make_planner(
     sampler: Callable[..., jax.Array] = sampling.sample_ddim,
     imagine_fn: ImagineFn | None = None,
     rank_fn: RankFn | None = None,
+    map_fn: MapFn | None = None,
 ) -> Policy:
     """NetWorld as a Policy; its `params` argument is a PolicyParams.
 
@@ -332,12 +366,15 @@ def make_planner(
       imagine_fn: what fills the plan (None: `diffusion_imagination` with `sampler`); the controls `repeat_present` and
         `random_imagination` leave the inverse dynamics alone.
       rank_fn: how candidates compare when config.num_candidates > 1 (None: `rank_by_return`).
+      map_fn: how many agents are spread over calls and devices (None: one batch).
+
+    `act` takes the graph as a matrix or as `mean_field.Neighbours`.
     """
     config = config or PlannerConfig()
     spec = world_model.specs[task]
     delay = spec.message_delay_steps if config.message_delay_steps is None else config.message_delay_steps
     imagine_fn = imagine_fn or diffusion_imagination(world_model, schedule, task, config, sampler)
-    plan = make_plan(world_model, task, imagine_fn, config.num_candidates, rank_fn)
+    plan = make_plan(world_model, task, imagine_fn, config.num_candidates, rank_fn, map_fn)
 
     def init(key, num_agents):
         del key
@@ -355,7 +392,11 @@ def make_planner(
         is_first = messages.t == 0
         heard, messages = exchange(messages, quantise(z, config.message_bits, config.message_range))
         if config.message_loss:
-            adjacency = adjacency * jax.random.bernoulli(loss_key, 1.0 - config.message_loss, adjacency.shape)
+            arrives = lambda weight: jax.random.bernoulli(loss_key, 1.0 - config.message_loss, weight.shape)  # noqa: E731
+            if isinstance(adjacency, Neighbours):
+                adjacency = adjacency.replace(weight=adjacency.weight * arrives(adjacency.weight))
+            else:
+                adjacency = adjacency * arrives(adjacency)
         m = mean_field(heard, adjacency)
         if not config.warm_start:
             return plan(policy_params, plan_key, z, m).action, messages

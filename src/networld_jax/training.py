@@ -167,14 +167,30 @@ def world_model_loss(world_model, schedule: NoiseSchedule, config: LossConfig) -
 
 
 def multi_task_sampler(
-    segments_per_task: Mapping[str, int], horizon: int, message_delays: Mapping[str, int]
+    segments_per_task: Mapping[str, int],
+    horizon: int,
+    message_delays: Mapping[str, int],
+    *,
+    num_trajectories: Mapping[str, int] | None = None,
+    windows_fn: Callable[[Trajectories, jax.Array, int, int], Segments] = windows,
 ) -> Callable[[jax.Array, tuple[Mapping[str, Trajectories], Stats]], tuple[dict, Stats]]:
-    """sample_fn(key, (data, stats)) -> ({task: Segments}, stats), `segments_per_task` windows of each task."""
+    """sample_fn(key, (data, stats)) -> ({task: Segments}, stats), `segments_per_task` windows of each task.
+
+    The keyword arguments are those of `datasets.sample_segments`, for datasets split over devices.
+    """
 
     def sample(key, data_and_stats):
         data, stats = data_and_stats
         batch = {
-            task: sample_segments(jax.random.fold_in(key, i), data[task], count, horizon, message_delays[task])
+            task: sample_segments(
+                jax.random.fold_in(key, i),
+                data[task],
+                count,
+                horizon,
+                message_delays[task],
+                num_trajectories=None if num_trajectories is None else num_trajectories[task],
+                windows_fn=windows_fn,
+            )
             for i, (task, count) in enumerate(segments_per_task.items())
         }
         return batch, stats

@@ -1,0 +1,127 @@
+"""Several processes that run one stage together: who takes part, who writes, and what a lost one looks like.
+
+    python -m experiments.pretrain ... --coordinator=host0:9911 --num_processes=2 --process_id=0     (on host 0)
+    python -m experiments.pretrain ... --coordinator=host0:9911 --num_processes=2 --process_id=1     (on host 1)
+
+or the variables NETWORLD_COORDINATOR, NETWORLD_NUM_PROCESSES, NETWORLD_PROCESS_ID; `--coordinator=auto` leaves all
+three to JAX's detection (Slurm, Open MPI, TPU pods). All processes see one --workdir.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from networld_jax import sharding
+from networld_jax.files import write_atomically
+
+LOST = 3
+"""Exit code of a process that stopped because the job broke, as opposed to 2, a mistake of the user."""
+
+
+class JobError(ValueError):
+    """A job whose processes do not fit together."""
+
+
+def define_flags() -> None:
+    """The flags of stages that run on several hosts; each defaults to its variable."""
+    env = os.environ.get
+    flags.DEFINE_string(
+        "coordinator", env("NETWORLD_COORDINATOR"), "host:port of process 0, or auto. Absent: one process."
+    )
+    flags.DEFINE_integer("num_processes", env("NETWORLD_NUM_PROCESSES"), "Processes of the job.")
+    flags.DEFINE_integer("process_id", env("NETWORLD_PROCESS_ID"), "This one, 0 to num_processes - 1.")
+    flags.DEFINE_integer("join_within_s", 300, "How long processes wait for each other at the start, in seconds.")
+    flags.DEFINE_integer("lost_after_s", 60, "Silence after which a process counts as lost, in seconds.")
+
+
+def start() -> None:
+    """Joins the job that the flags describe, if any. Must precede every computation.
+
+    Raises JobError when flags are missing or processes stay away.
+    """
+    given = flags.FLAGS
+    if given.coordinator is None:
+        if given.num_processes not in (None, 1):
+            raise JobError(f"--num_processes={given.num_processes} needs --coordinator=<host:port of process 0>")
+        return
+    place: dict[str, Any] = {}
+    if given.coordinator != "auto":
+        place = dict(
+            coordinator_address=given.coordinator, num_processes=given.num_processes, process_id=given.process_id
+        )
+        for name, value in place.items():
+            if value is None:
+                raise JobError(f"--coordinator={given.coordinator} needs --{name} as well")
+    # JAX would replace the stages' own answer to SIGTERM (a checkpoint, then exit) by one that only takes a note.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **place, initialization_timeout=given.join_within_s, heartbeat_timeout_seconds=given.lost_after_s
+        )
+    except (RuntimeError, ValueError) as error:
+        raise JobError(
+            f"process {given.process_id} could not join the job at {given.coordinator} ({first_line(error)}); "
+            "start all processes with the same --coordinator and --num_processes"
+        ) from error
+
+
+def is_writer() -> bool:
+    """True in the one process that writes metrics, manifests and results: process 0, or the only one."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def write(path: Any, content: bytes) -> None:
+    """`write_atomically` by the writer; the others return at once."""
+    if is_writer():
+        write_atomically(path, content)
+
+
+def barrier(name: str) -> None:
+    """See `sharding.wait_for_all`; also makes what the writer wrote visible to all."""
+    sharding.wait_for_all(name)
+
+
+def agreed(is_requested: bool) -> bool:
+    """True on all processes as soon as one of them asks for it."""
+    if jax.process_count() == 1:
+        return is_requested
+    return bool(np.any(multihost_utils.process_allgather(np.int32(is_requested))))
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process without the farewell of `jax.distributed`, which would wait for processes that are gone or
+    stuck. The others notice within `--lost_after_s`, at their next exchange as a rule."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_broken(error: BaseException | None) -> bool:
+    """True for what a process of a job sees when another one is gone, however it is wrapped."""
+    if not jax.distributed.is_initialized():
+        return False
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def broken(error: BaseException) -> str:
+    """What to tell the user when a job of several processes breaks."""
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} stops: the job is broken, most likely because another "
+        f"process was lost ({first_line(error)}); start the same command again on every host, it goes on from the last "
+        "checkpoint"
+    )
