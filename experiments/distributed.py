@@ -9,8 +9,12 @@ three to JAX's detection (Slurm, Open MPI, TPU pods). All processes see one --wo
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
+import subprocess
 import sys
+import threading
 from typing import Any, NoReturn
 
 import jax
@@ -25,8 +29,18 @@ LOST = 3
 """Exit code of a process that stopped because the job broke, as opposed to 2, a mistake of the user."""
 
 
+SUPERVISOR = "NETWORLD_SUPERVISOR"
+FATAL = "Terminating process because the JAX distributed service detected fatal errors"
+BROKEN = "the job is broken"
+RESUME = "start the same command again on every host, it goes on from the last checkpoint"
+
+
 class JobError(ValueError):
     """A job whose processes do not fit together."""
+
+
+class LostError(RuntimeError):
+    """A job that has lost a process."""
 
 
 def define_flags() -> None:
@@ -44,7 +58,12 @@ def define_flags() -> None:
 def start() -> None:
     """Joins the job that the flags describe, if any. Must precede every computation.
 
-    Raises JobError when flags are missing or processes stay away.
+    JAX ends a process whose job is broken from C++, with a page of stack frames. So each process of a job is two: this
+    one stays behind as a supervisor that passes on what the worker prints, and the worker, started with the same
+    command line, returns from here.
+
+    Raises JobError when flags are missing, LostError in a supervisor whose worker was lost; SystemExit in other
+    supervisors.
     """
     given = flags.FLAGS
     if given.coordinator is None:
@@ -59,17 +78,66 @@ def start() -> None:
         for name, value in place.items():
             if value is None:
                 raise JobError(f"--coordinator={given.coordinator} needs --{name} as well")
+    if SUPERVISOR not in os.environ:
+        sys.exit(supervise())
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    faulthandler.disable()
     # JAX would replace the stages' own answer to SIGTERM (a checkpoint, then exit) by one that only takes a note.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            **place, initialization_timeout=given.join_within_s, heartbeat_timeout_seconds=given.lost_after_s
+    jax.distributed.initialize(
+        **place, initialization_timeout=given.join_within_s, heartbeat_timeout_seconds=given.lost_after_s
+    )
+
+
+def supervise() -> int:
+    """Runs this command again as a worker, passes on its standard error and signals; returns its exit code.
+
+    Raises LostError, in one line, when JAX or the system has ended it.
+    """
+    alive, ours = os.pipe()  # the worker reads from it and ends when we do, whatever ends us
+    worker = subprocess.Popen(
+        [sys.executable, *sys.orig_argv[1:]],
+        env=os.environ | {SUPERVISOR: str(alive)},
+        pass_fds=[alive],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(alive)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: worker.send_signal(number))
+    fatal, explained = "", False
+    for line in worker.stderr:
+        if fatal or FATAL in line:
+            fatal += line
+            continue
+        explained = explained or BROKEN in line
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    code = worker.wait()
+    os.close(ours)
+    if explained:
+        return LOST
+    if "RegisterTask" in fatal:
+        raise LostError(
+            f"the processes of the job did not meet at {flags.FLAGS.coordinator} within "
+            f"{flags.FLAGS.join_within_s} s (--join_within_s); start all of them, with the same --coordinator and "
+            "--num_processes"
         )
-    except (RuntimeError, ValueError) as error:
-        raise JobError(
-            f"process {given.process_id} could not join the job at {given.coordinator} ({first_line(error)}); "
-            "start all processes with the same --coordinator and --num_processes"
-        ) from error
+    if fatal:
+        raise LostError(f"this process stops: {BROKEN}, another process was lost ({_status(fatal)}); {RESUME}")
+    if code < 0:
+        raise LostError(f"this process was ended by {signal.Signals(-code).name}: {BROKEN}; {RESUME}")
+    return code
+
+
+def _status(fatal: str) -> str:
+    """The reason that JAX gives in its last words."""
+    return fatal.split("absl::Status: ")[-1].splitlines()[0][:200]
+
+
+def _end_with_supervisor() -> None:
+    os.read(int(os.environ[SUPERVISOR]), 1)
+    os._exit(LOST)
 
 
 def is_writer() -> bool:
@@ -121,7 +189,6 @@ def is_broken(error: BaseException | None) -> bool:
 def broken(error: BaseException) -> str:
     """What to tell the user when a job of several processes breaks."""
     return (
-        f"process {jax.process_index()} of {jax.process_count()} stops: the job is broken, most likely because another "
-        f"process was lost ({first_line(error)}); start the same command again on every host, it goes on from the last "
-        "checkpoint"
+        f"process {jax.process_index()} of {jax.process_count()} stops: {BROKEN}, most likely another process was lost "
+        f"({first_line(error)}); {RESUME}"
     )

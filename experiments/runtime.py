@@ -35,6 +35,7 @@ from networld_jax.files import DamagedFileError, SealedLog, naming, read_sealed,
 console = Console(stderr=True, soft_wrap=True)
 
 
+ONE_REQUEST_S = 2.0
 TERMINATED = 128 + signal.SIGTERM  # exit code of a stage that stopped on request
 
 
@@ -76,6 +77,8 @@ def main(run: Stage, publish: Stage | None = None, several_processes: bool = Fal
         except Exception as error:
             if os.environ.get("NETWORLD_TRACEBACK"):
                 raise
+            if isinstance(error, distributed.LostError):
+                fail(str(error), distributed.LOST)
             if distributed.is_broken(error):
                 fail(distributed.broken(error), distributed.LOST)
             if isinstance(error, ValueError | OSError):
@@ -137,12 +140,13 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 def delayed_termination() -> Iterator[Callable[[], bool]]:
     """Yields is_requested(): a first SIGTERM inside is only noted, so that a loop can stop where its state is whole; a
     second one stops at once. Outside the main thread, where Python allows no handlers, it is never requested."""
-    requests: list[int] = []
+    requests: list[float] = []
 
     def note(signum: int, frame: Any) -> None:
-        if requests:
+        # Slurm signals every process of a task and a supervisor passes its own on: that is one request, told twice.
+        if requests and time.monotonic() - requests[0] > ONE_REQUEST_S:
             raise Terminated
-        requests.append(signum)
+        requests.append(time.monotonic())
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -127,12 +127,12 @@ def test_a_lost_process_ends_the_job_and_it_resumes(single, victim):
     took = time.monotonic() - killed
     print(f"victim {victim}: the other process ended {took:.1f} s after the kill, code {codes[1 - victim]}:")
     print(errors[1 - victim])
-    assert codes[1 - victim] not in (0, 2) and codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 3 and codes[victim] == -signal.SIGKILL
     assert took < 45  # --lost_after_s=15, or gloo's 30 s where a connection dies in silence
     assert not (workdir / TRAINED / "model").exists()
     told = [line for line in errors[1 - victim].splitlines() if "the job is broken" in line]
     assert len(told) == 1 and "start the same command again on every host" in told[0]
-    assert "Traceback" not in errors[1 - victim]
+    assert len(errors[1 - victim].strip().splitlines()) == 1
 
     run("pretrain", workdir, 2, updates)
     steps = [row["step"] for row in runtime.read_metrics(metrics)]
@@ -144,5 +144,5 @@ def test_a_lost_process_ends_the_job_and_it_resumes(single, victim):
 def test_a_process_that_stays_away_is_one_line(tmp_path):
     flags = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--process_id=1", "--join_within_s=3")
     codes, errors = finish(start("collect", tmp_path, 1, *flags))
-    assert codes[0] not in (0, None)
-    assert "could not join the job" in errors[0] and "Traceback" not in errors[0]
+    assert codes == [3]
+    assert "did not meet at 127.0.0.1" in errors[0] and len(errors[0].strip().splitlines()) == 1

@@ -120,6 +120,13 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.distill.ema_decay = 0.995
     c.distill.updates_per_dispatch = 100
     c.distill.dispatches_per_checkpoint = 5
+    c.scaling = ConfigDict()  # suite `scaling` of experiments.benchmark
+    c.scaling.task = "cbf"  # whose observations and actions the agents have
+    c.scaling.num_agents = (19, 64, 256, 1024, 3162, 10_000)
+    c.scaling.chunk = 256  # agents planned for in one batch
+    c.scaling.matrix_agents = 3162  # up to here the mean field is timed with an N x N matrix, too
+    c.scaling.seconds = 30.0  # of interleaved calls, at least five of each
+    c.scaling.mean_field_seconds = 1.0
 
     c.export = ConfigDict()
     c.export.platforms = ("cpu",)  # what an exported agent runs on: "cpu", "cuda", "rocm", "tpu"
