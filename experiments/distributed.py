@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jax.experimental import multihost_utils
 
 from networld_jax import sharding
@@ -30,7 +30,11 @@ LOST = 3
 
 
 SUPERVISOR = "NETWORLD_SUPERVISOR"
-FATAL = "Terminating process because the JAX distributed service detected fatal errors"
+FATAL = (
+    "Terminating process because the JAX distributed service detected fatal errors",
+    "Polled an error from coordination service",
+)
+"""How JAX's last words begin."""
 BROKEN = "the job is broken"
 RESUME = "start the same command again on every host, it goes on from the last checkpoint"
 
@@ -82,6 +86,7 @@ def start() -> None:
         sys.exit(supervise())
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     faulthandler.disable()
+    logging.set_verbosity(logging.FATAL)  # Orbax logs, with a traceback, what it then raises
     # JAX would replace the stages' own answer to SIGTERM (a checkpoint, then exit) by one that only takes a note.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -107,7 +112,7 @@ def supervise() -> int:
         signal.signal(number, lambda number, _: worker.send_signal(number))
     fatal, explained = "", False
     for line in worker.stderr:
-        if fatal or FATAL in line:
+        if fatal or any(words in line for words in FATAL):
             fatal += line
             continue
         explained = explained or BROKEN in line
@@ -132,7 +137,7 @@ def supervise() -> int:
 
 def _status(fatal: str) -> str:
     """The reason that JAX gives in its last words."""
-    return fatal.split("absl::Status: ")[-1].splitlines()[0][:200]
+    return fatal.split("absl::Status: ")[-1].splitlines()[0].split(". ")[0][:200]
 
 
 def _end_with_supervisor() -> None:
@@ -177,17 +182,25 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+EXCHANGE = ("Gloo ", "NCCL", "coordination", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection reset")
+"""What stands in errors of an exchange that failed; on CPU some of them are mere ValueErrors."""
+
+
 def is_broken(error: BaseException | None) -> bool:
     """True for what a process of a job sees when another one is gone, however it is wrapped."""
     if not jax.distributed.is_initialized():
         return False
-    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or any(word in str(error) for word in EXCHANGE):
+            return True
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def broken(error: BaseException) -> str:
     """What to tell the user when a job of several processes breaks."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
     return (
         f"process {jax.process_index()} of {jax.process_count()} stops: {BROKEN}, most likely another process was lost "
         f"({first_line(error)}); {RESUME}"

@@ -134,7 +134,7 @@ def train(
     in `directory/failure/` (`load_failure`), from which the same command reproduces it.
 
     Args:
-      epoch: jitted `training.make_epoch` with updates_per_dispatch updates, see `on_devices`.
+      epoch: jitted `training.make_epoch` with updates_per_dispatch updates, see `compile_epoch`.
       shown: what the progress bar calls a metric -> the metric's name.
       tracker: where metrics go too, a name in `trackers.TRACKERS`.
       mesh: where `state` and `data` lie.

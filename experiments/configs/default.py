@@ -120,6 +120,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.distill.ema_decay = 0.995
     c.distill.updates_per_dispatch = 100
     c.distill.dispatches_per_checkpoint = 5
+
     c.scaling = ConfigDict()  # suite `scaling` of experiments.benchmark
     c.scaling.task = "cbf"  # whose observations and actions the agents have
     c.scaling.num_agents = (19, 64, 256, 1024, 3162, 10_000)

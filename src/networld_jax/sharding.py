@@ -14,6 +14,7 @@ the same program and its bits do not depend on the mesh. Training adds up gradie
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,8 +154,9 @@ def local_to_host(tree: Any) -> Any:
 def wait_for_all(name: str, timeout_s: int = 24 * 3600) -> None:
     """All processes wait for each other; ends with an error when one is lost. A name is used once per job.
 
-    Goes through the coordinator and not through the devices: collectives on CPU (gloo) give up after 30 s, so processes
-    that may be far apart (one has read a dataset, compiled, scored) meet here before they exchange arrays.
+    Goes through the coordinator and not through the devices: collectives on CPU (gloo) may give up after 30 s
+    (jax-ml/jax#40831), so processes that may be far apart (one has read a dataset, compiled, scored) meet here before
+    they exchange arrays.
     """
     if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=name, timeout_ms=timeout_s * 1000)
@@ -225,31 +227,30 @@ def make_windows(mesh: Mesh | None) -> Callable[[Trajectories, jax.Array, int, i
 
     Each device cuts the windows whose trajectory it holds and the sum over devices, all others being zero, brings every
     window to where it is needed: exact, and batch-sized traffic instead of dataset-sized.
+
+    The sum is a psum of which each device keeps its part, not a psum_scatter: between processes on CPU that goes
+    through gloo's reduce-scatter, reported to return wrong values for large chunks without an error
+    (jax-ml/jax#40830, on jax 0.12 development builds; a race). It costs twice the traffic where XLA does not fuse it.
     """
     if mesh is None:
         return windows
 
+    def cut(trajectories, where, horizon, message_delay):
+        held = trajectories.reward.shape[0]
+        run = where[:, 0] - held * jax.lax.axis_index(DATA)
+        mine = (run >= 0) & (run < held)
+        local = jnp.stack([jnp.clip(run, 0, held - 1), where[:, 1]], -1)
+
+        def collect(x):
+            share = jnp.where(jnp.expand_dims(mine, tuple(range(1, x.ndim))), x, jnp.zeros((), x.dtype))
+            share = share.astype(jnp.int32) if x.dtype == bool else share
+            return jax.lax.psum(share, DATA).astype(x.dtype)
+
+        return jax.tree.map(collect, windows(trajectories, local, horizon, message_delay))
+
     def sharded_windows(trajectories, where, horizon, message_delay):
-        even = where.shape[0] % mesh.shape[DATA] == 0
-
-        def cut(trajectories, where):
-            held = trajectories.reward.shape[0]
-            run = where[:, 0] - held * jax.lax.axis_index(DATA)
-            mine = (run >= 0) & (run < held)
-            local = jnp.stack([jnp.clip(run, 0, held - 1), where[:, 1]], -1)
-            segments = windows(trajectories, local, horizon, message_delay)
-
-            def collect(x):
-                share = jnp.where(jnp.expand_dims(mine, tuple(range(1, x.ndim))), x, jnp.zeros((), x.dtype))
-                share = share.astype(jnp.int32) if x.dtype == bool else share
-                if even:
-                    return jax.lax.psum_scatter(share, DATA, tiled=True).astype(x.dtype)
-                return jax.lax.psum(share, DATA).astype(x.dtype)
-
-            return jax.tree.map(collect, segments)
-
-        out = P(DATA) if even else P()
-        gather = jax.shard_map(cut, mesh=mesh, in_specs=(P(DATA), P()), out_specs=out, check_vma=False)
+        fn = functools.partial(cut, horizon=horizon, message_delay=message_delay)
+        gather = jax.shard_map(fn, mesh=mesh, in_specs=(P(DATA), P()), out_specs=P(), check_vma=False)
         return jax.lax.with_sharding_constraint(gather(trajectories, where), NamedSharding(mesh, P(DATA)))
 
     return sharded_windows
