@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,10 +31,7 @@ LOST = 3
 
 
 SUPERVISOR = "NETWORLD_SUPERVISOR"
-FATAL = (
-    "Terminating process because the JAX distributed service detected fatal errors",
-    "Polled an error from coordination service",
-)
+FATAL = re.compile(r"[EF]\d{4} .*(coordination_service|the JAX distributed service detected fatal errors)")
 """How JAX's last words begin."""
 BROKEN = "the job is broken"
 RESUME = "start the same command again on every host, it goes on from the last checkpoint"
@@ -112,7 +110,7 @@ def supervise() -> int:
         signal.signal(number, lambda number, _: worker.send_signal(number))
     fatal, explained = "", False
     for line in worker.stderr:
-        if fatal or any(words in line for words in FATAL):
+        if fatal or FATAL.match(line):
             fatal += line
             continue
         explained = explained or BROKEN in line
@@ -137,7 +135,7 @@ def supervise() -> int:
 
 def _status(fatal: str) -> str:
     """The reason that JAX gives in its last words."""
-    return fatal.split("absl::Status: ")[-1].splitlines()[0].split(". ")[0][:200]
+    return fatal.split("absl::Status: ")[-1].splitlines()[0].split(". ")[0].rstrip(":")[:200]
 
 
 def _end_with_supervisor() -> None:

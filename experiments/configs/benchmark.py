@@ -1,6 +1,6 @@
 """What `experiments.benchmark` measures; every suite ends within four minutes on 2 CPU cores.
 
-for suite in sampler env train closed_loop; do
+for suite in sampler env train closed_loop scaling; do
     python -m experiments.benchmark --suite=$suite --config=experiments/configs/benchmark.py --workdir=runs/benchmark
 done
 """
