@@ -91,7 +91,13 @@ CONTROLS = {
 ABLATIONS = {
     **{
         f"scratch_w{w:g}": scratch(f"guidance scale {w:g}", planner__guide_scale=w)
-        for w in (0.0, 1.0, 3.0, 10.0, 100.0)
+        for w in (0.0, 1.0, 3.0, 10.0, 100.0, 300.0, 1000.0)
+    },
+    **{
+        f"scratch_surprise_w{w:g}": scratch(
+            f"guidance in units of surprise, scale {w:g}", planner__guide_metric="surprise", planner__guide_scale=w
+        )
+        for w in (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
     },
     "scratch_sham_random": scratch("guidance along a random direction of equal norm", planner__guidance="random"),
     "scratch_sham_value": scratch("guidance by the state value alone", planner__guidance="value"),
@@ -99,6 +105,11 @@ ABLATIONS = {
     "scratch_idm_only": scratch("inverse model alone, z_1 = z_0", planner__imagine="present"),
     "scratch_idm_only_noise": scratch("inverse model alone, z_1 = noise", planner__imagine="noise"),
     "scratch_idm_clean": scratch("inverse model trained without noise", loss__inverse_dynamics_noise=0.0),
+    "scratch_idm_latent_noise": scratch(
+        "noise of half a latent standard deviation in every channel",
+        loss__inverse_dynamics_noise=0.5,
+        loss__noise_unit="latent",
+    ),
     "scratch_idm_noise_1": scratch("inverse model trained with noise 1", loss__inverse_dynamics_noise=1.0),
     "scratch_centred": scratch("classifier learns the advantage", loss__centred=True),
     "scratch_advantage": scratch("inverse model weighs actions by advantage", loss__advantage_weighting=1.0),

@@ -284,6 +284,27 @@ def test_constant_entries_are_not_blown_up(data):
     assert np.abs(datasets.normalise_obs(jnp.asarray(flat.obs), stats)).max() < 1e-4
 
 
+def test_surprise_is_what_one_step_leaves_open():
+    """An AR(1) channel leaves sqrt(1 - a^2), a copy of the past (own or neighbours) nothing, noise everything."""
+    rng, graph = np.random.default_rng(0), tiny.path_graph(3)
+    mean = graph / np.maximum(graph.sum(-1, keepdims=True), 1)
+    z = np.zeros((40, 201, 3, 4))
+    z[:, 0] = rng.normal(size=z[:, 0].shape)
+    for t in range(200):
+        fresh = rng.normal(size=(40, 3, 2))
+        z[:, t + 1, :, 0] = 0.8 * z[:, t, :, 0] + 0.6 * fresh[..., 0]
+        z[:, t + 1, :, 1] = fresh[..., 1]
+        z[:, t + 1, :, 2] = z[:, t, :, 0]
+        z[:, t + 1, :, 3] = z[:, t, :, 1] @ mean.T
+    graphs = np.tile(graph, (40, 1, 1))
+    rms = datasets.surprise(z, graphs, np.ones((40, 3)))
+    np.testing.assert_allclose(rms, [0.6, 1.0, 0.0, 0.0], atol=0.02)
+    z[:, :, 2, :] *= 50.0  # an absent agent's entries count for nothing
+    graphs[:, 2, :] = graphs[:, :, 2] = 0.0
+    rms = datasets.surprise(z, graphs, np.tile([1.0, 1.0, 0.0], (40, 1)))
+    np.testing.assert_allclose(rms[:3], [0.6, 1.0, 0.0], atol=0.02)
+
+
 def test_normalised_observations_have_mean_0_and_std_1(data):
     spec = datasets.spec_from_trajectories("line", data)
     stats = datasets.task_stats(data, spec, WorldModelConfig(horizon=4))

@@ -258,3 +258,13 @@ def test_default_latents_stay_alive_and_diffusion_alone_kills_them(config, is_he
         assert std > 0.3 and rank > D / 4
     else:
         assert std < 0.3
+
+
+def test_noise_of_the_inverse_dynamics_is_counted_per_channel():
+    stats = tiny.build().stats.replace(surprise=jnp.arange(1.0, 7.0))
+    noise = losses.inverse_dynamics_noise(stats, LossConfig(inverse_dynamics_noise=0.5))
+    np.testing.assert_allclose(noise, 0.5 * np.arange(1.0, 7.0))
+    noise = losses.inverse_dynamics_noise(stats, LossConfig(inverse_dynamics_noise=0.5, noise_unit="latent"))
+    np.testing.assert_allclose(noise, np.full(6, 0.5))
+    with pytest.raises(ValueError, match="got 'meter'"):
+        LossConfig(noise_unit="meter")

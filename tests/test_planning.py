@@ -387,3 +387,18 @@ def test_guidance_through_a_shared_trunk_is_the_gradient_of_the_return(box, grap
     wanted = jax.grad(lambda x: model.predict_return(params, task, x, k).sum())(x)
     np.testing.assert_allclose(gradient, wanted, atol=1e-5)
     assert np.abs(wanted).max() > 1e-3
+
+
+def test_guidance_moves_a_channel_as_far_as_a_step_leaves_it_open(box, params, graph):
+    """With no surprise anywhere guidance in its units does nothing; with all of it, what it does in latent units."""
+    config, obs = dataclasses.replace(EXACT, guide_scale=20.0), observations()
+    in_surprise = Player(box, dataclasses.replace(config, guide_metric="surprise"))
+
+    def with_surprise(value):
+        return params.replace(stats=params.stats.replace(surprise=jnp.full(D, value)))
+
+    guided = Player(box, config).play(params, obs, graph)
+    unguided = Player(box, dataclasses.replace(config, guide_scale=0.0)).play(params, obs, graph)
+    assert np.abs(guided - unguided).max() > 1e-3
+    np.testing.assert_allclose(in_surprise.play(with_surprise(0.0), obs, graph), unguided, atol=1e-6)
+    np.testing.assert_allclose(in_surprise.play(with_surprise(1.0), obs, graph), guided, atol=1e-6)

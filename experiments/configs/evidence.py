@@ -97,6 +97,9 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.curves = group(HEADLINE, updates=(0.1, 0.2, 0.4, 0.7, 1.0))
     c.groups.guidance = group(
         ("networld_scratch", "scratch_w0", "scratch_w1", "scratch_w3", "scratch_w10", "scratch_w100",
+         "scratch_w300", "scratch_w1000",
+         "scratch_surprise_w10", "scratch_surprise_w30", "scratch_surprise_w100", "scratch_surprise_w300",
+         "scratch_surprise_w1000", "scratch_surprise_w3000",
          "scratch_sham_random", "scratch_sham_value", "scratch_sham_flipped", "scratch_idm_only",
          "scratch_idm_only_noise"),
     )  # fmt: skip
@@ -107,6 +110,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     )  # fmt: skip
     c.groups.training = group(
         ("networld_scratch", "scratch_h2", "scratch_h4", "scratch_h16", "scratch_h32", "scratch_idm_clean",
+         "scratch_idm_latent_noise",
          "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_mlp_encoder", "scratch_mlp_joint",
          "scratch_predict_noise"),
     )  # fmt: skip

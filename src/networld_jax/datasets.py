@@ -336,11 +336,14 @@ def task_stats(
     for name, label_fn in LABELS.items():
         values = _all_labels(trajectories, lambda segments, f=label_fn: f(segments, discount), model.horizon)
         mean[name], std[name] = np.float32(values.mean()), np.float32(max(values.std(), 1e-6))
+    obs_mean = squashed.mean(0, dtype=np.float64).astype(np.float32)
+    obs_std = np.maximum(squashed.std(0, dtype=np.float64), min_std).astype(np.float32)
     stats = TaskStats(
-        obs_mean=squashed.mean(0, dtype=np.float64).astype(np.float32),
-        obs_std=np.maximum(squashed.std(0, dtype=np.float64), min_std).astype(np.float32),
+        obs_mean=obs_mean,
+        obs_std=obs_std,
         latent_mean=np.zeros(model.latent_dim, np.float32),
         latent_std=np.ones(model.latent_dim, np.float32),
+        surprise=_latent_surprise(trajectories, model, obs_mean, obs_std),
         return_mean=mean,
         return_std=std,
         reward_mean=np.float32(rewards.mean()),
@@ -349,6 +352,42 @@ def task_stats(
         action_log_histogram=np.log(histogram + 1e-3).astype(np.float32),
     )
     return jax.tree.map(jnp.asarray, stats)
+
+
+def surprise(z: np.ndarray, adjacency: np.ndarray, agent_mask: np.ndarray, ridge: float = 1e-3) -> np.ndarray:
+    """How much of every channel one step leaves open: rms residual of the ridge regression of z_{t+1} on (z_t, m_t, 1).
+
+    A copied channel has 0, white noise its standard deviation. It is the scale on which plans differ, so the noise of
+    the inverse dynamics and the steps of guidance are counted in it.
+
+    Args: z [R, L+1, N, D] latents; adjacency [R, N, N]; agent_mask [R, N]. Returns [D].
+    """
+    z = np.asarray(z, np.float64)
+    weights = adjacency / np.maximum(adjacency.sum(-1, keepdims=True), 1.0)
+    m = np.einsum("rij,rtjd->rtid", weights, z)
+    present = np.broadcast_to(np.asarray(agent_mask)[:, None, :] > 0, z[:, 1:].shape[:3])
+    inputs = np.concatenate([z[:, :-1], m[:, :-1], np.ones_like(z[:, :-1, :, :1])], -1)[present]
+    targets = z[:, 1:][present]
+    gram = inputs.T @ inputs + ridge * len(inputs) * np.eye(inputs.shape[1])
+    errors = targets - inputs @ np.linalg.solve(gram, inputs.T @ targets)
+    return np.sqrt(np.mean(errors**2, 0))
+
+
+MIN_SURPRISE = 0.1  # a sampled plan is off by about this much even where the data repeat themselves
+
+
+def _latent_surprise(
+    trajectories: Trajectories, model: WorldModelConfig, obs_mean: np.ndarray, obs_std: np.ndarray
+) -> np.ndarray:
+    """`surprise` of the identity encoder's latents, at least MIN_SURPRISE; ones for latents that are yet to be
+    learned."""
+    known = np.ones(model.latent_dim, np.float32)
+    if model.encoder == "identity":
+        obs = np.asarray(trajectories.obs, np.float64)
+        z = (np.sign(obs) * np.log1p(np.abs(obs)) - obs_mean) / obs_std
+        rms = surprise(z, np.asarray(trajectories.adjacency), np.asarray(trajectories.agent_mask))
+        known[: obs.shape[-1]] = np.maximum(rms, MIN_SURPRISE)[: model.latent_dim]
+    return known
 
 
 def _all_labels(trajectories: Trajectories, label_fn: Callable[[Segments], jax.Array], horizon: int) -> np.ndarray:

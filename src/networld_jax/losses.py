@@ -57,15 +57,19 @@ def masked_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
 
 
-def inverse_dynamics_loss(
-    world_model, params, stats, task, z, m, segments, key, noise_std, action_weight
-) -> jax.Array:
+def inverse_dynamics_noise(stats: TaskStats, config: LossConfig) -> jax.Array:
+    """[D] standard deviation of the noise on z_{t+1} in the training of the inverse dynamics."""
+    unit = stats.surprise if config.noise_unit == "surprise" else jnp.ones_like(stats.surprise)
+    return config.inverse_dynamics_noise * unit
+
+
+def inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, key, noise_std, action_weight) -> jax.Array:
     """Two-hot cross-entropy of the executed action given (z_t, m_t, z_{t+1} + s eps), mean over components and pairs.
 
-    The noise makes the model fall back to the conditional mean given (z_t, m_t) as far as a sampled z_{t+1} is
-    imprecise. `action_weight` [B, N, H] says how much each action is worth imitating.
+    The noise, of standard deviation `noise_std` [D], makes the model fall back to the conditional mean given (z_t, m_t)
+    as far as a sampled z_{t+1} is imprecise. `action_weight` [B, N, H] says how much each action is worth imitating.
     """
-    noisy_next = z[:, :, 1:] + noise_std * jax.random.normal(key, z[:, :, 1:].shape)
+    noisy_next = z[:, :, 1:] + noise_std[None, None, None, :] * jax.random.normal(key, z[:, :, 1:].shape)
     logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next)  # [B, N, H, A, M]
     per_component = jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)
     losses = per_component(logits, segments.action, stats.action_bins).mean(-1)
@@ -136,7 +140,7 @@ def task_loss(
     advantage = label - jax.lax.stop_gradient(world_model.value(params, task, z[:, :, 0], m[:, :, 0]))
     horizon = segments.reward.shape[-1]
     weight = advantage_weight(advantage, segments.agent_mask, config.advantage_weighting, horizon)
-    idm_noise = config.inverse_dynamics_noise
+    idm_noise = inverse_dynamics_noise(stats, config)
     idm = inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, idm_key, idm_noise, weight)
     value, action_value = value_losses(world_model, params, stats, task, z, m, segments, label)
     loss = config.inverse_dynamics_weight * idm + config.value_weight * (value + action_value)

@@ -119,8 +119,9 @@ def diffusion_imagination(
     """Guided sampling: x0 <- x0 + w sigma_k^2 grad_x J(x_k, k), first row clamped to the present after every step.
 
     With `warm_start` = s only the s K cleanest levels are denoised, from the previous plan a step on (Janner et al.
-    2022): x = signal_k shift(previous) + sigma_k noise. `guidance` replaces the gradient (None: that of the return,
-    in one pass with the prediction).
+    2022): x = signal_k shift(previous) + sigma_k noise. With `guide_metric="surprise"` the gradient is multiplied by
+    the channels' one-step variances, so that only what a step leaves open is moved. `guidance` replaces the gradient
+    (None: that of the return, in one pass with the prediction).
     """
     index = world_model.task_index(task)
     mask = world_model.channel_mask(task)
@@ -144,9 +145,14 @@ def diffusion_imagination(
         if config.guide_scale:
             factor_fn = sampling.sigma_squared(schedule, config.guide_scale)
             if guidance is None:
-                predict = sampling.guided_jointly(sampling.value_and_gradient(predict_and_score), factor_fn)
+                both = sampling.value_and_gradient(predict_and_score)
             else:
-                predict = sampling.guided(predict, guidance(policy_params, keys), factor_fn)
+                gradient, unguided = guidance(policy_params, keys), predict
+                both = lambda x, k: (unguided(x, k), gradient(x, k))  # noqa: E731
+            if config.guide_metric == "surprise":
+                variance = jnp.square(policy_params.stats.surprise)
+                both = sampling.preconditioned(both, jnp.concatenate([variance, variance]))
+            predict = sampling.guided_jointly(both, factor_fn)
         return sampler(
             keys,
             predict,

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from flax import struct
 
+UNITS = ("latent", "surprise")  # per channel: its standard deviation, or that of what one step does not predict
+
 Params = dict[str, Any]  # nested dict of arrays, see WorldModel.init
 
 
@@ -70,6 +72,7 @@ class TaskStats:
     obs_std: jax.Array  # [O]
     latent_mean: jax.Array  # [D] of the encoder's output; zero until measured
     latent_std: jax.Array  # [D]; one until measured
+    surprise: jax.Array  # [D] rms error of the best linear one-step prediction of a latent, see datasets.surprise
     return_mean: dict[str, jax.Array]  # label name -> []
     return_std: dict[str, jax.Array]
     reward_mean: jax.Array  # []
@@ -96,6 +99,12 @@ class TrainState:
     params: Params
     ema_params: Params
     opt_state: Any
+
+
+def require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ValueError unless `value` is among `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +135,7 @@ class WorldModelConfig:
             "compute_dtype": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+            require_choice(name, getattr(self, name), allowed)
         for name in ("latent_dim", "horizon", "width", "diffusion_steps", "num_action_bins"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -142,9 +150,8 @@ class LossConfig:
     centred: bool = False  # subtract V(z_0, m_0) from the label the classifier learns
     discount: float = 0.95
     next_row_weight: float = 3.0  # weight of row 1, the one the inverse dynamics reads; row 0 (clamped) has weight 0
-    inverse_dynamics_noise: float = (
-        0.5  # s: std of the noise added to z_{t+1} in training, in latent standard deviations
-    )
+    inverse_dynamics_noise: float = 0.6  # s: std of the noise added to z_{t+1} in training, in `noise_unit`s
+    noise_unit: str = "surprise"  # per channel: "surprise" (TaskStats.surprise) or "latent" (its standard deviation)
     inverse_dynamics_weight: float = 1.0
     advantage_weighting: float = 0.0  # beta: actions weigh exp(beta A / std A), A = label - V(z_0, m_0); 0 = all alike
     classifier_weight: float = 1.0
@@ -155,12 +162,16 @@ class LossConfig:
     )
     message_dropout: float = 0.0  # probability that an agent's mean field is zeroed for a whole window
 
+    def __post_init__(self):
+        require_choice("noise_unit", self.noise_unit, UNITS)
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannerConfig:
     """How a plan is sampled and turned into an action. Hashable."""
 
     guide_scale: float = 10.0  # w in x0 <- x0 + w sigma_k^2 grad J
+    guide_metric: str = "latent"  # what a unit step of guidance is: "latent" (one std) or "surprise" (one-step std)
     num_steps: int = 3  # network evaluations of the sampler
     initial_noise_scale: float = 0.5
     latent_clip: float = 6.0
@@ -172,5 +183,6 @@ class PlannerConfig:
     warm_start: float = 0.0  # share of the K levels denoised, from the shifted previous plan; 0 = from pure noise
 
     def __post_init__(self):
+        require_choice("guide_metric", self.guide_metric, UNITS)
         if not 0.0 <= self.warm_start <= 1.0:
             raise ValueError(f"warm_start must lie in [0, 1] (share of the diffusion steps), got {self.warm_start}")

@@ -44,7 +44,7 @@ class DDConfig(DiscountConfig):
     diffusion_steps: int = 20  # K; 200
     prediction: str = "x0"  # "noise"
     next_row_weight: float = 3.0  # of row 1, which the inverse model reads; 1 (CleanDiffuser: 10)
-    inverse_dynamics_noise: float = 0.5  # std of the noise on o_{t+1}, in standard deviations; 0
+    inverse_dynamics_noise: float = 0.6  # std of the noise on o_{t+1}, in units of TaskStats.surprise; 0
     drop_probability: float = 0.25  # of the condition in training
     guide_scale: float = 1.2  # w: 1 = conditional, > 1 extrapolates; 1.2 (per task up to 6)
     target_quantile: float = 0.95  # of the training data's labels
@@ -140,7 +140,8 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
             target = x0 if config.prediction == "x0" else noise
             diffusion = masked_mean(denoising_loss(prediction, target, rows), batch.weight)
             next_obs = batch.features[:, 1:, : spec.obs_dim]
-            next_obs = next_obs + config.inverse_dynamics_noise * jax.random.normal(blur_key, next_obs.shape)
+            blur = config.inverse_dynamics_noise * stats.surprise[: spec.obs_dim]
+            next_obs = next_obs + blur[None, None, :] * jax.random.normal(blur_key, next_obs.shape)
             logits = inverse(params, stats, x0, next_obs)
             idm = masked_mean(actions.clone_losses(logits, batch.action, stats), batch.demonstration)
             return diffusion + idm, {"loss": diffusion + idm, "denoise": diffusion, "inverse_dynamics": idm}
