@@ -163,6 +163,7 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
     if run.tier != "none":
         c.collect.tier = run.tier
     c.adapt.num_trajectories = config.queue.target_trajectories.get(run.task, 0)
+    c.planner.guide_scale = config.queue.guide_scale.get(run.task, c.planner.guide_scale)
     method = methods.table(config).get(run.method)
     if method is not None:
         method.apply(c)

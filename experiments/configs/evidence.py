@@ -48,7 +48,7 @@ def small(c: ConfigDict) -> None:
     c.pretrain.num_updates = 1000
     c.adapt.num_updates = 1000
     c.baselines.num_updates = 1000
-    c.planner.guide_scale = 30.0  # chosen on rb validation instances, see docs/experiments.md
+    c.queue.guide_scale = ConfigDict(default.GUIDE_SCALE)
     c.evaluate.num_instances = ConfigDict({"cbf": 32, "rb": 16, "ns": 16})
     c.evaluate.num_steps = ConfigDict({"cbf": 100, "rb": 200, "ns": 60})
     c.evaluate.burn_in_steps = ConfigDict({"cbf": 20, "rb": 100, "ns": 10})
@@ -69,6 +69,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.queue.only = ""  # the name of one run
     c.queue.dry_run = False  # print the list and the estimate, run nothing
     c.queue.default_cell = ("own+mf", "neighbourhood")  # where "best" is asked for and no validation row exists
+    c.queue.guide_scale = ConfigDict()  # task -> w; tasks without one keep planner.guide_scale
     c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
     if preset == "small":
         small(c)
