@@ -11,7 +11,7 @@ from networld_jax.baselines import DEFAULTS
 from networld_jax.presets import PRESETS, SAMPLERS
 
 TASKS = ("cbf", "rb", "ns")
-GUIDE_SCALE = {"cbf": 300.0, "rb": 30.0, "ns": 1000.0}
+GUIDE_SCALE = {"cbf": 100.0, "rb": 30.0, "ns": 1000.0}
 """w per task of the `small` preset, chosen on validation instances with mixed data (docs/experiments.md, E4)."""
 
 
