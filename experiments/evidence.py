@@ -13,7 +13,7 @@ import numpy as np
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
 from experiments.rows import Row
-from experiments.runs import best_cell
+from experiments.runs import COLUMNS, Run, best_cell
 from experiments.tables import markdown_table
 from networld_jax import statistics
 
@@ -284,16 +284,15 @@ def saved_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: S
     return markdown_table(header, lines)
 
 
-def coverage(finished: Sequence[Row], wanted: Sequence[Any], group: str, describe: Callable[[Any], str]) -> str:
-    """One line on what a group still lacks; `wanted` are its runs, `describe` gives the identity of one."""
-    done = {json.dumps([row["task"], row["tier"], row["method"], row["seed"], row["split"]]) for row in finished}
-    absent = Counter()
-    for run in wanted:
-        if json.dumps([run.task, run.tier, run.method, run.seed, run.split]) not in done:
-            absent[f"{describe(run)}"] += 1
+def coverage(finished: Sequence[Row], wanted: Sequence[Run], group: str, columns_of: Callable[[Run], tuple]) -> str:
+    """One line on what a group still lacks; `wanted` are its runs, `columns_of` the columns of their rows."""
+    done = {tuple(row[name] for name in COLUMNS) for row in finished}
+    absent = Counter(f"{run.task} {run.method} {run.tier}" for run in wanted if columns_of(run) not in done)
     total = sum(absent.values())
     if not total:
         return f"`{group}`: complete ({len(wanted)} runs)."
+    if total == len(wanted):
+        return f"`{group}`: none of {total} runs done."
     named = ", ".join(f"{name} ({count})" for name, count in sorted(absent.items())[:12])
     more = ", ..." if len(absent) > 12 else ""
     return f"`{group}`: {total} of {len(wanted)} runs missing: {named}{more}."

@@ -231,23 +231,42 @@ def _flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return runtime.flat(json.loads(config.to_json_best_effort()))
 
 
-def target_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """(environment steps, topologies) of the target data that a resolved configuration asks for."""
-    task, c = config.held_out, config.adapt
-    runs = c.num_trajectories or config.collect.num_trajectories[task]
-    length = config.collect.num_steps[task]
-    if c.num_topologies:
-        return c.num_steps, c.num_topologies
-    if not c.num_steps:
+def target_size(
+    collect: ml_collections.ConfigDict, task: str, num_trajectories: int, num_steps: int, num_topologies: int
+) -> tuple[int, int]:
+    """(environment steps, topologies) of target data: what `pretrain.few_shot_data` cuts, without reading it."""
+    runs, length = num_trajectories or collect.num_trajectories[task], collect.num_steps[task]
+    if num_topologies:
+        return num_steps, num_topologies
+    if not num_steps:
         return runs * length, runs
-    whole = min(runs, -(-c.num_steps // length))
-    return whole * min(length, -(-c.num_steps // whole)), whole
+    whole = min(runs, -(-num_steps // length))
+    return whole * min(length, -(-num_steps // whole)), whole
+
+
+COLUMNS = (
+    "task", "tier", "method", "seed", "split", "obs_set", "label", "target_transitions", "target_topologies", "updates",
+)  # fmt: skip
+
+
+def columns(config: ml_collections.ConfigDict, known: dict[str, Method], run: Run) -> tuple:
+    """The `COLUMNS` of the row that a run will leave: its identity but for settings, without resolving it."""
+    kind = known[run.method].kind if run.method in known else "rule"
+    size, updates = (0, 0), 0
+    if kind in ("world model", "model-free"):
+        whole = 0 if run.num_steps else config.queue.target_trajectories.get(run.task, 0)
+        size = target_size(config.collect, run.task, whole, run.num_steps, run.num_topologies)
+        default_updates = config.adapt.num_updates if kind == "world model" else config.baselines.num_updates
+        updates = run.num_updates or known[run.method].changes.get("adapt.num_updates", default_updates)
+    return (run.task, run.tier, run.method, run.seed, run.split, run.obs_set, run.label, *size, updates)
 
 
 def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict, run: Run, kind: str) -> rows.Row:
     """The fields of a row that are known before it runs; `rows.IDENTITY` is among them."""
     learned = kind in ("world model", "model-free")
-    transitions, topologies = target_size(config) if learned else (0, 0)
+    c = config.adapt
+    wanted = (c.num_trajectories, c.num_steps, c.num_topologies)
+    transitions, topologies = target_size(config.collect, run.task, *wanted) if learned else (0, 0)
     updates = config.adapt.num_updates if kind == "world model" else config.baselines.num_updates if learned else 0
     sources = pretrain.source_tasks(config) if is_pretrained(config, run, kind) else ()
     return rows.plain(

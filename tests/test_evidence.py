@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import evidence, evidence_figures, rows, runs
+from experiments import evidence, evidence_figures, methods, rows, runs
 from experiments.configs import evidence as configuration
 from tools import render_results
 
@@ -19,10 +19,11 @@ def row(method, reward, *, task="rb", tier="mixed", seed=0, size=10_000, **field
     rng = np.random.default_rng([seed, *method.encode()])
     values = reward + SHARED - SHARED.mean() + 0.01 * rng.normal(size=INSTANCES)
     is_rule = tier == "none"
+    label = "none" if is_rule or method == "ma_bc" else "neighbourhood"
     start = dict(
         task=task, tier=tier, method=method, seed=seed, preset="small", split="test", updates=0 if is_rule else 1000,
         target_transitions=0 if is_rule else size, target_topologies=0 if is_rule else max(1, size // 250),
-        pretrain=None, obs_set="none" if is_rule else "own+mf", label="none" if is_rule else "neighbourhood",
+        pretrain=None, obs_set="none" if is_rule else "own+mf", label=label,
         settings={}, tuning_trials=0, message_bytes=0, instance_rewards=values.tolist(),
         reward=float(values.mean()), score=0.0, metrics={}, seconds=10.0, device="a device",
         versions={"jax": "1.2.3"}, command="python -m experiments.queue ...",
@@ -128,10 +129,16 @@ def test_coverage_counts_what_is_missing():
     config.queue.tasks = ("rb",)
     config.queue.methods = ("ma_bc", "networld")
     wanted = runs.list_runs(config)
-    line = evidence.coverage(FOUND, wanted, "headline", lambda run: f"{run.method} {run.tier}")
-    assert line == "`headline`: complete (12 runs)."
-    line = evidence.coverage(FOUND[:3], wanted, "headline", lambda run: f"{run.method} {run.tier}")
-    assert line.startswith("`headline`: 12 of 12 runs missing: ma_bc expert (3)")
+    known = methods.table(config)
+    columns_of = lambda run: runs.columns(config, known, run)  # noqa: E731
+    assert evidence.coverage(FOUND, wanted, "headline", columns_of) == "`headline`: complete (12 runs)."
+    assert evidence.coverage(FOUND[:3], wanted, "headline", columns_of) == "`headline`: none of 12 runs done."
+    line = evidence.coverage(FOUND[:-1], wanted, "headline", columns_of)
+    assert line == "`headline`: 1 of 12 runs missing: rb networld expert (1)."
+    config.queue.groups = ("sizes",)  # rows of the headline do not count as points of the curve
+    assert "`sizes`: none of 30 runs done." in evidence.coverage(
+        [row for row in FOUND if row["target_transitions"] == 10_000], runs.list_runs(config), "sizes", columns_of
+    )
 
 
 def test_figures_need_curves_and_show_them():

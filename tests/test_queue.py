@@ -86,6 +86,15 @@ def test_every_run_leaves_one_whole_row(finished):
     assert by_name["scratch_w0"]["instance_rewards"] != by_name["networld_scratch"]["instance_rewards"]
 
 
+def test_columns_are_known_beforehand(finished):
+    """What the results page counts as done is what the queue writes."""
+    _, found = finished
+    c = config()
+    known = methods.table(c)
+    expected = [runs.columns(c, known, run) for run in runs.list_runs(c)]
+    assert [tuple(row[name] for name in runs.COLUMNS) for row in found] == expected
+
+
 def test_variants_that_differ_in_planning_share_their_weights(finished):
     workdir, _ = finished
     assert len(list((workdir / "models").glob("*/model/model.json"))) == 2  # one per seed

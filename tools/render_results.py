@@ -99,11 +99,11 @@ def provenance(found: Sequence[rows.Row], preset: str) -> str:
 
 def missing(found: Sequence[rows.Row], config) -> list[str]:
     """What the groups still lack."""
-    lines = []
+    lines, known = [], methods_table(config)
     for name in GROUPS:
         config.queue.groups = (name,)
         wanted = runs.list_runs(config, found)
-        lines.append("- " + evidence.coverage(found, wanted, name, lambda run: f"{run.task} {run.method} {run.tier}"))
+        lines.append("- " + evidence.coverage(found, wanted, name, lambda run: runs.columns(config, known, run)))
     return ["\n".join(lines) + "\n"]
 
 
