@@ -18,6 +18,7 @@ from networld_jax.interop.deployment import PLATFORMS
 from networld_jax.labels import LABELS
 from networld_jax.networks import NUM_GROUPS
 from networld_jax.presets import PRESETS, SAMPLERS
+from networld_jax.types import UNITS
 
 
 class Rule(NamedTuple):
@@ -138,6 +139,9 @@ RULES: dict[str, Rule] = {
     "groups.*": ANYTHING,  # lists of runs; the queue checks their names
     "queue.only": Rule("a text", lambda v: isinstance(v, str)),
     "queue.target_trajectories.*": whole(0),
+    "queue.guide_scale.*": real(0),
+    "planner.guide_metric": one_of(UNITS),
+    "loss.noise_unit": one_of(UNITS),
     "baselines.methods": several(TEXT),
     "baselines.*.hidden": several(whole(1), at_least=1),
     "baselines.*.target_advantage": real(-10, 10),

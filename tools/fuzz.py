@@ -102,7 +102,8 @@ def told(function: Callable[[], Any]) -> str | None:
 
 def open_shard_log(folder: Path) -> None:
     """What collect does before it goes on with a dataset."""
-    collect.finished_shards(folder / "data", collect.open_shard_log(folder / "data"))
+    collect.open_shard_log(folder / "data")
+    collect.finished_shards(folder / "data")
 
 
 def read_checkpoint(folder: Path) -> str | None:

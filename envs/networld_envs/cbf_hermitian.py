@@ -38,10 +38,14 @@ def _rotate(a, v, p: int, q: int):
     """Annihilates a[p][q] of a Hermitian matrix given as nested lists of [...] entries; v collects the eigenvectors."""
     size = len(a)
     off = a[p][q]
-    magnitude = jnp.sqrt(off.re**2 + off.im**2)
-    tiny = jnp.finfo(magnitude.dtype).tiny
-    inverse = 1 / jnp.maximum(magnitude, tiny)
-    phase = _Complex(jnp.where(magnitude > 0, off.re * inverse, 1.0), jnp.where(magnitude > 0, -off.im * inverse, 0.0))
+    tiny = jnp.finfo(off.re.dtype).tiny
+    largest = jnp.maximum(jnp.abs(off.re), jnp.abs(off.im))
+    is_there = largest > tiny
+    scale = jnp.where(is_there, largest, 1.0)  # squares of what sweeps leave behind would lose their digits: |phase| = 1
+    re, im = jnp.where(is_there, off.re, 1.0) / scale, jnp.where(is_there, off.im, 0.0) / scale
+    norm = jnp.sqrt(re**2 + im**2)
+    magnitude = jnp.where(is_there, scale * norm, 0.0)
+    phase = _Complex(re / norm, -im / norm)
     gap = a[q][q] - a[p][p]
     # Smaller root of t^2 + t gap / |a_pq| - 1 = 0: a rotation by at most 45 degrees, for which cyclic sweeps converge.
     denominator = jnp.abs(gap) + jnp.sqrt(gap**2 + 4 * magnitude**2)

@@ -69,7 +69,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.queue.only = ""  # the name of one run
     c.queue.dry_run = False  # print the list and the estimate, run nothing
     c.queue.default_cell = ("own+mf", "neighbourhood")  # where "best" is asked for and no validation row exists
-    c.queue.guide_scale = ConfigDict()  # task -> w; tasks without one keep planner.guide_scale
+    c.queue.guide_scale = ConfigDict(dict.fromkeys(c.tasks, c.planner.guide_scale))  # w of every task
     c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
     if preset == "small":
         small(c)
