@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
+from networld_envs import ENVIRONMENTS
 from networld_envs.instances import KEY_RANGES
 from networld_jax.interop.deployment import PLATFORMS
 from networld_jax.labels import LABELS
@@ -140,6 +141,7 @@ RULES: dict[str, Rule] = {
     "queue.only": Rule("a text", lambda v: isinstance(v, str)),
     "queue.target_trajectories.*": whole(0),
     "queue.guide_scale.*": real(0),
+    "scaling.task": one_of(tuple(ENVIRONMENTS)),
     "planner.guide_metric": one_of(UNITS),
     "loss.noise_unit": one_of(UNITS),
     "baselines.methods": several(TEXT),

@@ -139,6 +139,7 @@ def test_local_fp_on_the_observation_is_one_step_on_the_state():
             np.testing.assert_allclose(action[n], expected, atol=1e-3)  # sqrt(mW) of 79: the lg floor costs digits
 
 
+@pytest.mark.slow
 def test_discrete_searches_and_tiers_run_on_both_faces():
     for face in ("default", "reference"):
         env = make("cbf", face=face, num_cells=7)

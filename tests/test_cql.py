@@ -54,6 +54,7 @@ def trained_with(gap_problem, weight):
     return state, problems.act(baseline, state.ema_params, stats, np.zeros((1, 1)))[0, 0]
 
 
+@pytest.mark.slow
 def test_actions_outside_the_data_are_valued_below_the_truth_and_the_order_is_restored(gap_problem):
     """And so the greedy policy stays with the data."""
     state, action = trained_with(gap_problem, 1.0)

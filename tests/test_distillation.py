@@ -69,6 +69,7 @@ def test_a_two_step_student_uses_two_evaluations(box, teacher):
     np.testing.assert_allclose(student.imagine(start, keys, z, m), unguided(teacher, keys, z, m), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_rows", [0, H])
 def test_the_row_student_learns_the_row_that_is_acted_on(box, teacher, noise_rows):
     """Without noise the mean of the plans remains to be explained, with all of the teacher's noise nothing."""

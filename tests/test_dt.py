@@ -81,6 +81,7 @@ def test_returns_to_go_end_with_the_sub_episode():
     np.testing.assert_array_equal(dt.returns_to_go(reward, 3)[0, :, 0], [6, 5, 3, 15, 11, 6])  # 7 fills nothing
 
 
+@pytest.mark.slow
 def test_the_rolling_window_is_the_training_window(monkeypatch):
     """Played through a logged trajectory of four agents, the policy's window equals the one that training cuts out of
     the log, before, at and after the edge of a sub-episode; with the neighbourhood label, what an agent subtracts

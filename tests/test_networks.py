@@ -85,6 +85,7 @@ def noised(noise):
     return x0, t, diffusion.q_sample(x0, t, jnp.asarray(noise), schedule).at[:, 0, 3:].set(x0[:, 0, 3:])
 
 
+@pytest.mark.slow
 def test_training_loss_and_gradients_match_diffuser(unet):
     noise, weights = jnp.asarray(VECTORS["train/noise"]), jnp.asarray(VECTORS["loss_weights"])
     x0, t, x = noised(noise)

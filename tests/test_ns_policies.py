@@ -50,6 +50,7 @@ def test_expert_beats_constant_splits(score):
         assert gain.mean() > 3 * gain.std(ddof=1) / np.sqrt(gain.size), f"against {name}: {gain}"
 
 
+@pytest.mark.slow
 def test_hindsight_shares_are_on_the_simplex_and_beat_equal_shares(env, score):
     params = env.default_params
     key = instance_keys("ns", "validation", 1)[0]

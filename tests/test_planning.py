@@ -302,6 +302,7 @@ def test_guidance_moves_the_plan_along_the_gradient(box, linear_params, graph):
     assert not np.any(difference[:, 0])
 
 
+@pytest.mark.slow
 def test_guidance_raises_the_predicted_return_of_a_trained_model(graph):
     box, state = tiny.trained()
     params = planning.PolicyParams(state.ema_params, box.stats)

@@ -236,6 +236,7 @@ def test_actions_depend_on_declared_information_only(name, busy_states):
     assert name == "share" or moved.any()
 
 
+@pytest.mark.slow
 def test_tiers_run_and_stay_in_range(played):
     """Whole requests in 0 .. 9 from every tier; the noisy expert marks its random frames."""
     key = jax.random.key(9)

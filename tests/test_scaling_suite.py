@@ -24,6 +24,7 @@ def test_the_lattice_is_a_symmetric_graph_with_six_neighbours_inside(num_agents)
     assert set(triangles[np.ix_(inside, inside)].ravel()) <= {0.0, 2.0}
 
 
+@pytest.mark.slow
 def test_rows_say_what_grows(tmp_path):
     config = default.get_config()
     config.scaling.update(dict(num_agents=(4, 8, 32), chunk=8, matrix_agents=8, seconds=0.0, mean_field_seconds=0.0))
