@@ -147,8 +147,8 @@ def train_model(
         few_shot_steps=int(data.reward.shape[0] * data.reward.shape[1]),
         few_shot_topologies=int(data.reward.shape[0]),
         seed=config.seed,
-        seconds=round(time.monotonic() - started, 1),
     )
+    train_loop.write_seconds(directory, time.monotonic() - started)
     return model
 
 

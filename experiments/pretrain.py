@@ -151,8 +151,8 @@ def train_model(config: ml_collections.ConfigDict, workdir: Path, directory: Pat
     )
     train_loop.save_model(
         directory / "model", world_model, state.ema_params, stats, stage="pretrain", sources=sources, seed=config.seed,
-        seconds=round(time.monotonic() - started, 1),
     )  # fmt: skip
+    train_loop.write_seconds(directory, time.monotonic() - started)
     return directory / "model"
 
 

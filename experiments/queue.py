@@ -278,7 +278,7 @@ class Queue:
         """NetWorld and its variants."""
         model, shared_seconds = self.trained(run, config)
         world_model, _ = settings.shared_world_model(config, self.memo)
-        _, params, stats, facts = checkpoints.load_model(model)
+        _, params, stats, _ = checkpoints.load_model(model)
 
         def make():
             policy = settings.make_planner(config, world_model, run.task)
@@ -287,7 +287,8 @@ class Queue:
         key = (run.obs_set, settings.fingerprint(config, "tasks", "model", "planner"))
         policy = self.policy(run, config, key, make)
         scores, message_bytes, _ = self.evaluate(run, config, policy, planning.PolicyParams(params, stats[run.task]))
-        return scores, message_bytes, {"shared_seconds": shared_seconds, "train_seconds": facts["seconds"]}
+        facts = {"shared_seconds": shared_seconds, "train_seconds": train_loop.read_seconds(model.parent)}
+        return scores, message_bytes, facts
 
     def model_free(self, run: Run, config: ml_collections.ConfigDict) -> tuple[Scores, int, dict[str, Any]]:
         """A baseline of networld_jax.baselines on the same data."""

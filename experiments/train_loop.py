@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from experiments import distributed, runtime, trackers
 from networld_jax import checkpoints, datasets, sharding
 from networld_jax.checkpoints import Checkpoints, steps
-from networld_jax.files import read_signed, write_signed
+from networld_jax.files import read_signed, write_atomically, write_signed
 from networld_jax.types import Params, TaskStats, TrainState, Trajectories
 from networld_jax.world_model import WorldModel
 
@@ -31,6 +32,17 @@ def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled without optimisation: for what runs once, where optimising takes longer."""
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function, compiler_options=options)
+
+
+def write_seconds(directory: Path, seconds: float) -> None:
+    """What the training took, beside the model and not in it: equal runs leave equal models."""
+    if distributed.is_writer():
+        write_atomically(directory / "seconds.json", json.dumps(round(seconds, 1)).encode())
+
+
+def read_seconds(directory: Path) -> float:
+    """What the training in a folder took when it was last started, s."""
+    return json.loads((directory / "seconds.json").read_text())
 
 
 def make_init(world_model: WorldModel) -> Callable[[jax.Array], Params]:

@@ -39,7 +39,7 @@ NEEDS = {"collect": (), "pretrain": ("data",), "adapt": ("data", "pretrain_*"), 
 FAULTS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 EXPECTED = {"kill -9": -signal.SIGKILL, "SIGTERM": 128 + signal.SIGTERM}
 # Files that say when and by whom rather than what; Orbax's own carry times.
-IGNORED = (".lock", "checkpoints", "_config.json")
+IGNORED = (".lock", "checkpoints", "_config.json", "seconds.json")
 
 
 class Life(NamedTuple):
