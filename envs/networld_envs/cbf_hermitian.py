@@ -41,7 +41,7 @@ def _rotate(a, v, p: int, q: int):
     tiny = jnp.finfo(off.re.dtype).tiny
     largest = jnp.maximum(jnp.abs(off.re), jnp.abs(off.im))
     is_there = largest > tiny
-    scale = jnp.where(is_there, largest, 1.0)  # squares of what sweeps leave behind would lose their digits: |phase| = 1
+    scale = jnp.where(is_there, largest, 1.0)  # or squares of what sweeps leave behind lose their digits
     re, im = jnp.where(is_there, off.re, 1.0) / scale, jnp.where(is_there, off.im, 0.0) / scale
     norm = jnp.sqrt(re**2 + im**2)
     magnitude = jnp.where(is_there, scale * norm, 0.0)
