@@ -3,8 +3,9 @@
     python -m experiments.adapt --config=experiments/configs/small.py --workdir=runs/small
     python -m experiments.adapt ... --config.adapt.from_scratch=True      (the control: no pre-training)
 
-Encoder, inverse dynamics and value heads of the new task are trained, the shared denoiser and classifier lightly
-fine-tuned. Reads <workdir>/pretrain_without_<held_out>/model and the few-shot data, writes <workdir>/adapt_<held_out>/.
+Encoder, inverse dynamics and value heads of the new task are trained, the shared nets in `adapt.transfer` lightly
+fine-tuned, those that are not start afresh. Reads <workdir>/pretrain_without_<held_out>/model and the few-shot data,
+writes <workdir>/adapt_<held_out>/.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ def adapt_dir(workdir: Path, held_out: str, from_scratch: bool) -> Path:
 
 def initial_params(
     config: ml_collections.ConfigDict, world_model: WorldModel, init: Callable[[jax.Array], Params], pretrained: Path
-) -> Params:
-    """Pre-trained weights with a fresh set for the new task, or fresh weights throughout. Weights that pre-training had
-    for the task itself are kept.
+) -> tuple[Params, tuple[str, ...]]:
+    """(weights to start from, which of the shared nets start afresh): pre-trained weights with a fresh set for the new
+    task and for the nets not in `adapt.transfer`, or fresh weights throughout. A model whose pre-training included the
+    task is kept whole.
 
     Raises ValueError when the pre-trained model has another configuration.
     """
     fresh = init(jax.random.fold_in(jax.random.key(config.seed), 1))
     if config.adapt.from_scratch:
-        return fresh
+        return fresh, training.SHARED if config.adapt.finetune_scale else ()  # scale 0: random nets, frozen
     trained_model, params, _, facts = checkpoints.load_model(pretrained)
     if trained_model.config != world_model.config:
         raise ValueError(
@@ -51,11 +53,12 @@ def initial_params(
         )
     task = config.held_out
     if task in facts["sources"]:
-        return params
+        return params, ()
     new = {group: params[group] | {task: fresh[group][task]} for group in training.PER_TASK}
     sources = [world_model.task_index(name) for name in facts["sources"]]
-    shared = {net: start_embedding(params[net], world_model.task_index(task), sources) for net in training.SHARED}
-    return params | new | shared
+    kept = {net: start_embedding(params[net], world_model.task_index(task), sources) for net in config.adapt.transfer}
+    anew = tuple(net for net in training.SHARED if net not in kept)
+    return params | new | kept | {net: fresh[net] for net in anew}, anew
 
 
 def start_embedding(net: Params, index: int, sources: list[int]) -> Params:
@@ -94,14 +97,15 @@ def train_model(
     spec = world_model.specs[task]
     data = few_shot_data(config, workdir)
     stats = {task: settings.task_stats(config, data, spec)}
-    params = initial_params(config, world_model, init, pretrained)
+    params, fresh = initial_params(config, world_model, init, pretrained)
     rate = training.learning_rate_schedule(c.learning_rate, c.num_updates, c.warmup_updates)
     optimiser = training.make_adaptation_optimiser(
         params,
         task,
         rate,
-        1.0 if c.from_scratch and c.finetune_scale else c.finetune_scale,
+        c.finetune_scale,
         readout_scale=None if c.readout_scale < 0 else c.readout_scale,
+        fresh=fresh,
     )
 
     mesh = settings.mesh(config)
@@ -126,7 +130,7 @@ def train_model(
     parts = ("tasks", "held_out", "environment", "model", "loss", "adapt")
     delay = config.planner.message_delay_steps
     places = () if mesh is None else (mesh, *num_trajectories.items())
-    epoch = memo(("adapt", delay, settings.fingerprint(config, *parts), *places), make_epoch)
+    epoch = memo(("adapt", delay, fresh, settings.fingerprint(config, *parts), *places), make_epoch)
     state = train_loop.place_state(mesh, state)
     title = f"{'from scratch on' if c.from_scratch else 'adapt to'} {task}"
     shown = {"denoise": "denoise", "return": "return", "idm": f"{task}/inverse_dynamics"}

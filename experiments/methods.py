@@ -81,6 +81,7 @@ CONTROLS = {
     ),
     "networld_frozen": pretrained(
         "pre-trained shared nets, frozen but for their last layers",
+        adapt__transfer=("denoiser", "classifier"),
         adapt__finetune_scale=0.0,
         adapt__readout_scale=1.0,
     ),

@@ -19,6 +19,7 @@ from networld_jax.interop.deployment import PLATFORMS
 from networld_jax.labels import LABELS
 from networld_jax.networks import NUM_GROUPS
 from networld_jax.presets import PRESETS, SAMPLERS
+from networld_jax.training import SHARED
 from networld_jax.types import UNITS
 
 
@@ -136,6 +137,7 @@ RULES: dict[str, Rule] = {
     "adapt.num_steps": whole(0),
     "adapt.readout_scale": real(-1),
     "adapt.finetune_scale": real(0),
+    "adapt.transfer": several(one_of(SHARED)),
     "calibrate.variants.*": ANYTHING,  # each is an environment's parameters and the names of rules
     "groups.*": ANYTHING,  # lists of runs; the queue checks their names
     "queue.only": Rule("a text", lambda v: isinstance(v, str)),

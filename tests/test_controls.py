@@ -1,14 +1,19 @@
 """The controls break what they claim to break and leave the rest."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import datasets, labels, lookahead, losses, planning, training
+from experiments import adapt
+from experiments.configs import default
+from networld_jax import checkpoints, datasets, labels, lookahead, losses, planning, training
 from networld_jax.evaluation import Protocol, evaluate
 from networld_jax.transforms import symlog
 from networld_jax.types import LossConfig
+from networld_jax.world_model import make_world_model
 from tests import tiny, toy_environment
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -75,6 +80,26 @@ def test_labels_count_a_fixed_number_of_steps_whatever_the_plan():
     np.testing.assert_allclose(losses.standardised_label(segments, stats, config), expected, rtol=1e-6)
     whole = losses.standardised_label(segments, stats, LossConfig(label="own"))
     assert np.abs(whole - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("transfer", [("denoiser",), ("denoiser", "classifier"), ()])
+def test_adaptation_starts_from_the_nets_that_transfer(tmp_path, transfer):
+    """The rest, and all that belongs to the new task, are the weights of a fresh init."""
+    line = tiny.build()
+    specs = [line.spec, dataclasses.replace(line.spec, name="target")]
+    model = make_world_model(tiny.CONFIG, specs)
+    weights = tiny.random_params(model)
+    checkpoints.save_model(tmp_path / "model", model, weights, {"line": line.stats}, sources=["line"])
+    fresh = tiny.random_params(model, seed=1)
+    config = default.get_config("target")
+    config.adapt.transfer = transfer
+    params, anew = adapt.initial_params(config, model, lambda key: fresh, tmp_path / "model")
+    same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))  # noqa: E731
+    assert anew == tuple(net for net in training.SHARED if net not in transfer)
+    for net in training.SHARED:
+        assert same(params[net]["down0_0"], (weights if net in transfer else fresh)[net]["down0_0"])
+    assert same(params["inverse_dynamics"]["target"], fresh["inverse_dynamics"]["target"])
+    assert same(params["inverse_dynamics"]["line"], weights["inverse_dynamics"]["line"])
 
 
 def test_frozen_random_nets_have_trained_readouts():

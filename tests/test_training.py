@@ -93,8 +93,9 @@ def two_tasks():
     return params, tiny.random_params(make_world_model(tiny.CONFIG, specs), seed=1)
 
 
-def updated(params, gradient, finetune_scale):
-    optimiser = training.make_adaptation_optimiser(params, "target", lambda count: 1e-3, finetune_scale)
+def updated(params, gradient, finetune_scale, fresh=()):
+    rate = lambda count: 1e-3  # noqa: E731
+    optimiser = training.make_adaptation_optimiser(params, "target", rate, finetune_scale, fresh=fresh)
 
     def loss_fn(params, gradient, key):
         products = jax.tree.map(lambda p, g: (p * g).sum(), params, gradient)
@@ -141,6 +142,12 @@ def test_shared_nets_move_at_their_fraction_of_the_rate(two_tasks, adapted):
     assert step("denoiser", "final_conv") == pytest.approx(3e-4, abs=2e-6)
     assert step("denoiser", "task_embedding") == pytest.approx(1e-3, abs=2e-6)
     assert step("value", "target") == pytest.approx(1e-3, abs=2e-6)
+
+
+def test_a_net_that_starts_afresh_learns_at_the_full_rate_whatever_the_others_do(two_tasks):
+    params, after = two_tasks[0], updated(*two_tasks, 0.0, fresh=("classifier",))
+    assert all(moved(params["classifier"], after["classifier"]))
+    assert not any(moved(params["denoiser"]["final_conv"], after["denoiser"]["final_conv"]))
 
 
 def _at(tree, path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,15 +39,17 @@ def make_optimiser(
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(learning_rate, weight_decay=weight_decay))
 
 
-def adaptation_labels(params: Params, task: str) -> Params:
+def adaptation_labels(params: Params, task: str, fresh: Sequence[str] = ()) -> Params:
     """One label per leaf for few-shot adaptation to `task`: "train" (its encoder, decoder, inverse dynamics, value
-    heads), "finetune" (shared denoiser and classifier; lightly), "readout" (their last layers), "finetune_fast" (their
-    task embedding), "freeze" (other tasks)."""
+    heads, and the nets of SHARED in `fresh`), "finetune" (the other shared nets; lightly), "readout" (their last
+    layers), "finetune_fast" (their task embedding), "freeze" (other tasks)."""
 
     def label(path, _):
         names = [entry.key for entry in path]
         if names[0] in PER_TASK:
             return "train" if names[1] == task else "freeze"
+        if names[0] in fresh:
+            return "train"
         if any("task" in name for name in names[1:]):
             return "finetune_fast"
         return "readout" if names[1] in READOUTS else "finetune"
@@ -62,9 +64,10 @@ def make_adaptation_optimiser(
     finetune_scale: float,
     clip_norm: float = 1.0,
     readout_scale: float | None = None,
+    fresh: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-    """Adam with per-label rates: new task at full rate, shared nets at `finetune_scale` times it (0 = frozen), their
-    last layers at `readout_scale` times it (None = like the rest of the shared nets)."""
+    """Adam with per-label rates: new task and `fresh` nets at full rate, the other shared nets at `finetune_scale`
+    times it (0 = frozen), their last layers at `readout_scale` times it (None = like the rest of the net)."""
 
     def scaled(scale):
         return optax.adam(lambda count: scale * learning_rate(count)) if scale else optax.set_to_zero()
@@ -77,7 +80,7 @@ def make_adaptation_optimiser(
         "freeze": optax.set_to_zero(),
     }
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm), optax.multi_transform(transforms, adaptation_labels(params, task))
+        optax.clip_by_global_norm(clip_norm), optax.multi_transform(transforms, adaptation_labels(params, task, fresh))
     )
 
 
