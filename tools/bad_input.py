@@ -181,10 +181,7 @@ def main() -> int:
         for answer in filter(None, answers):
             print(f"{kind}: {answer}", file=sys.stderr)
         rows.append(reliability.row("bad input", kind, len(answers), answers.count(None)))
-    code = reliability.report(rows)
-    if options.publish:
-        reliability.publish(rows)
-    return code
+    return reliability.finish(rows, options.publish)
 
 
 if __name__ == "__main__":

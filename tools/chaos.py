@@ -168,9 +168,7 @@ def main() -> int:
             counts = torment(stage, fault, count, reference, scratch, life.seconds, rng)
             rows.append(reliability.row(stage, fault, *counts))
         reliability.report(rows[-3:])
-    code = reliability.report(rows)
-    if options.publish:
-        reliability.publish(rows)
+    code = reliability.finish(rows, options.publish)
     if code == 0:
         shutil.rmtree(scratch)
     return code

@@ -228,10 +228,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="networld_fuzz_") as scratch:
         rows = fuzz(options.corruptions, options.seed, Path(scratch))
-    code = reliability.report(rows)
-    if options.publish:
-        reliability.publish(rows)
-    return code
+    return reliability.finish(rows, options.publish)
 
 
 if __name__ == "__main__":

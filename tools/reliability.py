@@ -34,3 +34,11 @@ def report(rows: Sequence[dict[str, Any]]) -> int:
     for r in rows:
         print(f"{r['stage']:<24} {r['fault']:<28} injected {r['injected']:>7}  survived {r['survived']:>7}")
     return int(any(r["lost"] for r in rows))
+
+
+def finish(rows: Sequence[dict[str, Any]], is_published: bool) -> int:
+    """How every tool ends: prints the rows, publishes them if asked to, returns the exit code."""
+    code = report(rows)
+    if is_published:
+        publish(rows)
+    return code

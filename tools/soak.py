@@ -143,10 +143,7 @@ def main() -> int:
         unit = "windows of 200 slots" if is_slow else "steps"
         fault = f"{unit} under wild actions, laws held"
         rows.append(reliability.row(f"environment {task}", fault, done, done - broken["every law"]))
-    code = reliability.report(rows)
-    if options.publish:
-        reliability.publish(rows)
-    return code
+    return reliability.finish(rows, options.publish)
 
 
 if __name__ == "__main__":
