@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import gates
 from tools import interop
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -44,3 +45,10 @@ def test_interop_page_shows_the_rows_that_were_measured():
     assert all(row["passed"] for row in rows), "a published check failed"
     page = interop.PAGE.read_text()
     assert interop.render(page, rows) == page, "run python -m tools.interop --render"
+
+
+def test_gates_page_shows_what_was_measured():
+    page = (RESULTS.parent / gates.PAGE).read_text()
+    results = json.loads((RESULTS / "ns_gates.json").read_text())
+    assert gates.with_tables(page, gates.tables(results)) == page, "run python -m experiments.gates ... --publish"
+    assert gates.gates(results) == results["gates"]

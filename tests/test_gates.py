@@ -1,0 +1,71 @@
+"""Gates of ns: the differences, their tables, the joint and independent ascents."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import gates, joint
+from networld_envs import ns_window
+from networld_envs.experts import ns_model
+from networld_envs.ns import make_ns
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make_ns("tiny", num_users=700)
+
+
+def test_differences_are_paired_over_instances():
+    rewards = {"lookahead_oracle": [0.9, 0.8], "greedy_oracle": [0.8, 0.8], "expert": [0.5, 0.7]}
+    rewards["hindsight_constant"] = [0.6, 0.6]
+    results = {
+        "rows": {name: {"instance_rewards": values} for name, values in rewards.items()},
+        "joint": {"0": {"gain": 0.02}, "1": {"gain": 0.0}},
+    }
+    found = gates.gates(results)
+    np.testing.assert_allclose([found[g]["mean"] for g in "abc"], [0.05, 0.0, 0.01], atol=1e-12)
+    np.testing.assert_allclose(found["b"]["instances"], [-0.1, 0.1])
+    np.testing.assert_allclose([found[g]["sem"] for g in "abc"], [0.05, 0.1, 0.01])  # |x - y| / 2 for two values
+
+
+@pytest.mark.parametrize("is_joint,expected", [(False, [[4, 7, 4], [4, 7, 4]]), (True, [[7, 4, 4], [7, 4, 4]])])
+def test_cells_move_for_themselves_or_for_the_sum(is_joint, expected):
+    """A cell gains 1 per RB of slice 1 and loses 3 per RB of the other cell's slice 1."""
+    rewards_fn = lambda rbs: rbs[..., 1] - 3.0 * rbs[:, ::-1, 1]  # noqa: E731
+    start = jnp.array([[4, 7, 4] if is_joint else [7, 4, 4]] * 2)
+    moved = joint.ascend_in_simulation(rewards_fn, start, is_joint)
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_nobody_gives_what_it_does_not_have():
+    start = jnp.array([[2, 10, 3]])
+    moved = joint.ascend_in_simulation(lambda rbs: -rbs[..., 0].astype(float), start, False)
+    np.testing.assert_array_equal(moved, start)  # slice 0 cannot give 3 of its 2
+
+
+def test_joint_ascent_ends_above_the_independent_one(env):
+    model = ns_model.make_model(env.default_params)
+    users = jax.random.randint(jax.random.key(0), (7, 3), 0, 40).astype(float)
+    sums = [
+        float(joint.model_rewards(model, users, joint.ascend_on_model(model, users, is_joint)).sum())
+        for is_joint in (False, True)
+    ]
+    equal = float(joint.model_rewards(model, users, jnp.full((7, 3), 18)).sum())
+    assert equal < sums[0] < sums[1]
+
+
+def test_frozen_users_stay_and_allocations_are_in_force_at_once(env):
+    params = joint.frozen(env.default_params)
+    assert params.is_instant
+    state, _ = env.reset(jax.random.key(0), env.default_params)
+    users, *_ = ns_window._advance_users(state, env.draw(jax.random.key(1), state, params), params)
+    np.testing.assert_allclose(users.position_m, state.users.position_m, atol=1e-4)  # centre + offset, again
+    np.testing.assert_array_equal(users.slice_index, state.users.slice_index)
+
+
+def test_tables_replace_what_stood_between_the_marks():
+    page = f"before\n{gates.BEGIN}\nold\n{gates.END}\nafter\n"
+    assert gates.with_tables(page, "new\n") == f"before\n{gates.BEGIN}\nnew\n{gates.END}\nafter\n"
+    with pytest.raises(ValueError, match="marks"):
+        gates.with_tables("no place", "new\n")
