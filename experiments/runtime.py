@@ -89,10 +89,10 @@ def main(run: Stage, publish: Stage | None = None, several_processes: bool = Fal
             raise
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume")
-            leave(130)
+            distributed.leave(130)  # at once: Python's own farewell crashes while XLA still computes
         except Terminated as request:
             console.print(f"stopped by SIGTERM{request}; run the same command again to resume", highlight=False)
-            leave(TERMINATED)
+            distributed.leave(TERMINATED)
 
     def parse(argv: list[str]) -> list[str]:
         try:
