@@ -69,16 +69,19 @@ def fig5(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence
 
 def fig6(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str]) -> Figure | None:
     """Per task: anchored score against target data, the paper's min-max score beside it, score against the number of
-    topologies at fixed data, and what the data consist of. None without a curve of two points."""
+    topologies at fixed data, and what the data consist of. Tasks without a curve of two points are left out; None
+    without any."""
+    curves_of = {task: {name: evidence.curve(rows, task, tier, name) for name in methods} for task in tasks}
+    curves_of = {task: {n: c for n, c in curves.items() if len(c) > 1} for task, curves in curves_of.items()}
+    tasks = [task for task in tasks if curves_of[task]]
+    if not tasks:
+        return None
     columns = ("target data", "the paper's min-max score", "topologies, same data", "data used")
     figure, axes = plt.subplots(len(tasks), 4, figsize=(17, 3.3 * len(tasks)), squeeze=False)
-    colour, shown = colours(methods), 0
+    colour = colours(methods)
     for line, task in zip(axes, tasks, strict=True):
-        ends = evidence.anchors(rows, task)
-        curves = {name: evidence.curve(rows, task, tier, name) for name in methods}
-        curves = {name: c for name, c in curves.items() if len(c) > 1}
+        ends, curves = evidence.anchors(rows, task), curves_of[task]
         for name, rewards in curves.items():
-            shown += 1
             draw_curve(line[0], rewards, ends, colour[name], name)
         for name, points in min_max_curves(curves).items():
             line[1].plot(list(points), list(points.values()), "o-", color=colour[name], label=name)
@@ -87,6 +90,8 @@ def fig6(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence
         draw_composition(line[3], rows, task, tier, methods)
         for axis, title in zip(line, columns, strict=True):
             axis.set_title(f"{task} ({tier}): {title}", fontsize=9)
+            if not axis.has_data():
+                axis.text(0.5, 0.5, "no rows yet", ha="center", va="center", transform=axis.transAxes, color="tab:gray")
         for axis in line[:2]:
             axis.set_xscale("log")
             axis.set_xlabel("environment steps of target data")
@@ -94,9 +99,6 @@ def fig6(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence
         line[0].set_ylabel("score (0 random, 1 best rule)" if ends else "mean reward")
         line[0].legend(fontsize=7)
     figure.tight_layout()
-    if not shown:
-        plt.close(figure)
-        return None
     return figure
 
 
