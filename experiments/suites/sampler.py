@@ -192,7 +192,8 @@ def torch_sampler(nets: Nets, c: ml_collections.ConfigDict) -> TorchSampler | No
     try:
         return TorchSampler(nets, c)
     except ImportError as error:
-        runtime.console.print(f"no PyTorch reference ({error}); pip install -e '.[torch]' in the repository")
+        hint = "pip install -e '.[torch]' in the repository"
+        runtime.console.print(f"no PyTorch reference ({error}); {hint}", markup=False, highlight=False)
         return None
 
 
