@@ -1,4 +1,4 @@
-"""Fills the generated blocks of docs/performance.md from results/benchmark.json and draws its plots.
+"""Fills the generated blocks of docs/performance.md from results/benchmark.json and draws its plots; the README's table.
 
 python -m tools.render_performance            writes docs/performance.md and docs/figures/performance_*.png
 python -m tools.render_performance --check    fails when docs/performance.md is not up to date
@@ -101,6 +101,37 @@ def distillation_block() -> str:
     return intro + markdown_table(header, lines)
 
 
+HEADLINES = {  # suite -> names of the rows that the README shows
+    "sampler": ("ddpm, batch 19", "ddim, batch 19", "one evaluation (chain student), batch 19", "ddpm, batch 256"),
+    "env": ("cbf, 64 at once", "rb, 256 at once", "ns, 1 at once"),
+    "train": ("step, batch 32",),
+    "closed_loop": ("rb, guided planner", "one decision on rb, guided planner", "one decision on rb, row student"),
+    "scaling": ("decision of 10000 agents",),
+}
+
+
+def headlines_block() -> str:
+    """The README's table: a few rows of every published suite."""
+    published = {(r["suite"], r["name"]): r for r in read()}
+    chosen = [
+        published[suite, name] for suite, names in HEADLINES.items() for name in names if (suite, name) in published
+    ]
+    lines = [
+        [
+            r["suite"],
+            r["name"],
+            f"{number(r['value'])} {r['unit']}",
+            number(r["ratio"], unit=" x"),
+            r["baseline"] or "",
+            number(r["share_of_peak"], ".0f", 100, " %"),
+        ]
+        for r in chosen
+    ]
+    return f"{chosen[0]['device']}.\n\n" + markdown_table(
+        ["suite", "", "value", "ratio", "to", "share of matmul peak"], lines
+    )
+
+
 def blocks(rows: Sequence[Row]) -> dict[str, str]:
     """Block name -> text."""
     suites = {suite: suite_block(rows, suite) for suite in SUITES}
@@ -118,7 +149,7 @@ def render(text: str, rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> list[Path]:
-    """Steps per second against the number of environments, and the ladder of samplers."""
+    """Steps per second against the number of environments, the ladder of samplers, time against the number of agents."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -144,6 +175,18 @@ def draw(rows: Sequence[Row]) -> list[Path]:
         axes.barh([r["name"] for r in sampler][::-1], [r["value"] for r in sampler][::-1])
         axes.set(xscale="log", xlabel="ms per plan")
         paths.append(save(figure, "performance_sampler"))
+    scaling = [r for r in rows if r["suite"] == "scaling" and r["unit"] == "ms"]
+    if scaling:
+        figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+        for what in ("decision", "mean field"):
+            points = [(r["sizes"]["agents"], r["value"]) for r in scaling if r["name"].startswith(what)]
+            axes.loglog(*zip(*points, strict=True), "o-", label=what)
+            if what == "decision":
+                (few, least), (many, _) = points[0], points[-1]
+                axes.loglog([few, many], [least, least * many / few], ":", color="tab:gray", label="linear in N")
+        axes.set(xlabel="agents N", ylabel="ms for all agents")
+        axes.legend(frameon=False)
+        paths.append(save(figure, "performance_scaling"))
     return paths
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments.calibrate import ANCHORS
 from experiments.tables import markdown_table
+from tools import render_performance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,7 +58,7 @@ def reliability_block() -> str:
     return markdown_table(("stage or file", "fault", "injected", "survived", "lost"), table)
 
 
-BLOCKS = {"demo": demo_block, "calibration": calibration_block}
+BLOCKS = {"demo": demo_block, "calibration": calibration_block, "performance": render_performance.headlines_block}
 FILES = {"README.md": BLOCKS, "docs/reliability.md": {"reliability": reliability_block}}
 
 
