@@ -1,4 +1,4 @@
-"""Fills the generated blocks of docs/performance.md from results/benchmark.json and draws its plots; the README's table.
+"""Fills the generated blocks of docs/performance.md from results/benchmark.json and draws its plots.
 
 python -m tools.render_performance            writes docs/performance.md and docs/figures/performance_*.png
 python -m tools.render_performance --check    fails when docs/performance.md is not up to date
@@ -149,7 +149,7 @@ def render(text: str, rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> list[Path]:
-    """Steps per second against the number of environments, the ladder of samplers, time against the number of agents."""
+    """Steps per second against environments, the ladder of samplers, time against agents."""
     import matplotlib
 
     matplotlib.use("Agg")
