@@ -23,7 +23,7 @@ from experiments import measure, runtime
 from experiments.tables import print_table
 from networld_jax.files import write_atomically
 
-SUITES = ("sampler", "env", "train", "closed_loop", "scaling")
+SUITES = ("sampler", "env", "train", "closed_loop", "scaling", "memory")
 """Each is a module of `experiments.suites` with a function run(config, workdir) -> rows."""
 
 FIELDS = (

@@ -1,6 +1,7 @@
 """The benchmark's bookkeeping: fair turns, whole rows, suites that replace only themselves, paper costs by hand."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark, cost_model, measure, runtime
+from experiments.suites import memory
 from tools import render_performance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,3 +102,10 @@ def test_costs_of_a_million_agents_by_hand():
 def test_results_file_is_a_list():
     path = ROOT / "results/benchmark.json"
     assert not path.exists() or isinstance(json.loads(path.read_text()), list)
+
+
+def test_peak_memory_is_that_of_the_command(tmp_path):
+    peak, _ = memory.peak_of([sys.executable, "-c", "x = b'x' * (100 * 2**20)"], tmp_path / "log")
+    assert 100 < peak / 2**20 < 130
+    with pytest.raises(runtime.UserError, match="ended with 3: lost"):
+        memory.peak_of([sys.executable, "-c", "print('lost'); raise SystemExit(3)"], tmp_path / "log")

@@ -1,6 +1,6 @@
 """What `experiments.benchmark` measures; every suite ends within four minutes on 2 CPU cores.
 
-for suite in sampler env train closed_loop scaling; do
+for suite in sampler env train closed_loop scaling memory; do
     python -m experiments.benchmark --suite=$suite --config=experiments/configs/benchmark.py --workdir=runs/benchmark
 done
 """
@@ -44,4 +44,9 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     l.num_steps = ConfigDict({"cbf": 10, "rb": 10, "ns": 3})
     l.num_neighbours = 6  # messages an agent receives before one decision
     l.seconds_per_comparison = 8.0
+
+    m = b.memory = ConfigDict()  # stages of the demo, one process each
+    m.stages = ("collect", "pretrain", "adapt", "baselines", "evaluate", "distill")
+    m.num_updates = 200  # in two dispatches
+    m.num_steps = 20  # of every scored episode
     return c
