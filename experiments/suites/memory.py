@@ -16,7 +16,6 @@ import ml_collections
 from experiments import configs, runtime
 from experiments.benchmark import Row, row
 
-
 # A forked process starts at its parent's peak, so the parent that asks must be a small one.
 ASK = (
     "import resource, subprocess, sys; code = subprocess.call(sys.argv[2:]); "
