@@ -27,6 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 MAX_NEIGHBOURS = 6
+MATRIX = "N x N matrix"
 
 
 def hexagonal_edges(num_agents: int) -> np.ndarray:
@@ -92,7 +93,7 @@ def case(spec: TaskSpec, num_agents: int) -> tuple[jax.Array, Neighbours]:
 def plan_rows(
     config: ml_collections.ConfigDict, model: WorldModel, spec: TaskSpec, weights: planning.PolicyParams
 ) -> list[Row]:
-    """Time and memory of one decision against N, and the power of N that fits the times."""
+    """Time and memory of one decision against N (ratios per agent), and the power of N that fits the times."""
     c, key = config.scaling, jax.random.key(0)
     programs, calls = {}, {}
     for n in c.num_agents:
@@ -108,7 +109,7 @@ def plan_rows(
             f"decision of {n} agents",
             1e3 * times[n].median,
             "ms",
-            baseline=None if n == first else f"{first} agents, per agent",
+            baseline=None if n == first else f"decision of {first} agents",
             ratio=None if n == first else per_agent[first] / per_agent[n],
             sizes={"agents": n, "chunk": c.chunk, "task": spec.name, "neighbours": MAX_NEIGHBOURS},
             p95=1e3 * times[n].p95,
@@ -140,14 +141,19 @@ def mean_field_rows(config: ml_collections.ConfigDict, latent_dim: int) -> list[
             matrix = jnp.asarray(matrix)
             calls["matrix"] = lambda: by_matrix.call(z, matrix)  # noqa: B023
         times = measure.interleaved(calls, c.mean_field_seconds)
+        sizes = {"agents": n, "latent": latent_dim, "neighbours": MAX_NEIGHBOURS}
+        by_matrix_name = f"mean field of {n} agents, {MATRIX}"
+        if "matrix" in times:
+            seconds, memory_bytes = times["matrix"].median, by_matrix.memory_bytes
+            rows.append(row(by_matrix_name, 1e3 * seconds, "ms", sizes=sizes, memory_bytes=memory_bytes))
         rows.append(
             row(
                 f"mean field of {n} agents",
                 1e3 * times["lists"].median,
                 "ms",
-                baseline="N x N matrix" if "matrix" in times else None,
+                baseline=by_matrix_name if "matrix" in times else None,
                 ratio=times["matrix"].median / times["lists"].median if "matrix" in times else None,
-                sizes={"agents": n, "latent": latent_dim, "neighbours": MAX_NEIGHBOURS},
+                sizes=sizes,
                 p95=1e3 * times["lists"].p95,
                 memory_bytes=by_lists.memory_bytes,
                 matrix_memory_bytes=by_matrix.memory_bytes,
@@ -180,7 +186,7 @@ def device_rows(
             f"decision of {n} agents on {mesh.size} devices",
             1e3 * times["many"].median,
             "ms",
-            baseline="one device",
+            baseline=f"decision of {n} agents",
             ratio=times["one"].median / times["many"].median,
             sizes={"agents": n, "chunk": c.chunk, "devices": mesh.size},
             p95=1e3 * times["many"].p95,
@@ -192,6 +198,7 @@ def device_rows(
 def save_plot(path: Path, plans: list[Row], fields: list[Row]) -> None:
     """Time and memory against N, with the straight line of a linear cost through the largest N."""
     plans = [r for r in plans if "p95" in r]
+    fields = [r for r in fields if "p95" in r]
     agents = np.array([r["sizes"]["agents"] for r in plans])
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     times = np.array([r["value"] for r in plans])
