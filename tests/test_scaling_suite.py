@@ -32,6 +32,7 @@ def test_rows_say_what_grows(tmp_path):
     rows = {r["name"]: r for r in scaling.run(config, tmp_path)}
     missing = set(benchmark.FIELDS) - {"suite", "device", "command"}
     assert all(missing <= set(r) for r in rows.values())
+    assert all(r["baseline"] is None or r["baseline"] in rows for r in rows.values())
     plans = [rows[f"decision of {n} agents"] for n in (4, 8, 32)]
     assert plans[2]["memory_bytes"] < 4 * plans[1]["memory_bytes"]  # four times the agents in the same chunks
     fields = [rows[f"mean field of {n} agents"] for n in (4, 8, 32)]

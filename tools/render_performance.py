@@ -179,7 +179,8 @@ def draw(rows: Sequence[Row]) -> list[Path]:
     if scaling:
         figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
         for what in ("decision", "mean field"):
-            points = [(r["sizes"]["agents"], r["value"]) for r in scaling if r["name"].startswith(what) and "matrix" not in r["name"]]
+            own = [r for r in scaling if r["name"].startswith(what) and "matrix" not in r["name"]]
+            points = [(r["sizes"]["agents"], r["value"]) for r in own]
             axes.loglog(*zip(*points, strict=True), "o-", label=what)
             if what == "decision":
                 (few, least), (many, _) = points[0], points[-1]
