@@ -40,7 +40,7 @@ def loop_of(env, state, **fields):
     )
 
 
-@pytest.mark.parametrize("scope", ["one_hop", "global"])
+@pytest.mark.parametrize("scope", ["one_hop", pytest.param("global", marks=pytest.mark.slow)])
 def test_parity_with_loop(scope):
     """Same topology, same innovations: executed action, rate, reward and every observation entry in float64."""
     with jax.enable_x64(True):

@@ -44,6 +44,7 @@ def score(env):
     return lambda name, shares=equal: run(keys, (jnp.int32(names.index(name)), shares), params).reward
 
 
+@pytest.mark.slow
 def test_expert_beats_constant_splits(score):
     for name in ("constant", "given"):
         gain = score("expert") - score(name)  # paired: every policy meets the same users and packets

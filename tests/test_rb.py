@@ -51,7 +51,12 @@ def trajectory(overrides):
     return params, jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), NETWORKS)))
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+SLOW = ("rate2_sparse", "robust")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(v, marks=pytest.mark.slow) if v in SLOW else v for v in VARIANTS]
+)
 def recorded(request):
     overrides, options = VARIANTS[request.param]
     return *trajectory(overrides), options
