@@ -81,7 +81,7 @@ def cases(config: ml_collections.ConfigDict) -> dict[str, tuple[str, Environment
 def publish(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """results/calibration.json and docs/calibration.md out of the stored results."""
     results = json.loads((Path(workdir) / "calibration.json").read_text())
-    provenance = {"command": runtime.command(), "device": runtime.device_name(), "versions": runtime.versions()}
+    provenance = runtime.provenance()
     write_atomically(Path("results/calibration.json"), json.dumps(results, indent=1).encode())
     write_atomically(Path("results/calibration_provenance.json"), json.dumps(provenance, indent=1).encode())
     write_atomically(Path("docs/calibration.md"), document(results, provenance).encode())

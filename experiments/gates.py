@@ -26,7 +26,7 @@ from experiments import joint, runtime, settings
 from experiments.calibrate import HINDSIGHT, row
 from experiments.evaluate import Evaluator
 from experiments.hindsight import hindsight_constant
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, replace_blocks
 from networld_envs.experts import ns
 from networld_envs.instances import instance_keys
 from networld_envs.ns_slots import RB_HZ
@@ -38,7 +38,7 @@ CHECKED_INSTANCES, CHECKED_RBS = (0,), 4
 POLICIES = ("greedy_oracle", "lookahead_oracle", "expert")
 WANTED = {"a": 0.02, "b": 0.03, "c": 0.01}
 MEANING = {"a": "look-ahead - greedy oracle", "b": "expert - hindsight constant", "c": "joint - independent"}
-PAGE, BEGIN, END = Path("docs/environments_ns.md"), "<!-- gates -->", "<!-- end of gates -->"
+PAGE = Path("docs/environments_ns.md")
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -146,20 +146,14 @@ def tables(results: dict[str, Any]) -> str:
 
 def with_tables(page: str, new: str) -> str:
     """The page with `new` between its two marks. Raises ValueError when it lacks them."""
-    before, begin, rest = page.partition(f"{BEGIN}\n")
-    _, end, after = rest.partition(f"{END}\n")
-    if not begin or not end:
-        raise ValueError(f"{PAGE} lacks the marks {BEGIN} and {END}; put them where the tables belong")
-    return before + begin + new + end + after
+    return replace_blocks(page, {"gates": new}, str(PAGE))
 
 
 def publish(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """results/ns_gates.json and the tables of docs/environments_ns.md out of the stored results."""
     del config
     results = json.loads((Path(workdir) / "ns_gates.json").read_text())
-    results["provenance"] = {
-        "command": runtime.command(), "device": runtime.device_name(), "versions": runtime.versions()
-    }  # fmt: skip
+    results["provenance"] = runtime.provenance()
     page = with_tables(PAGE.read_text(), tables(results))
     write_atomically(Path("results/ns_gates.json"), json.dumps(results, indent=1).encode())
     write_atomically(PAGE, page.encode())

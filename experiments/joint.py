@@ -49,7 +49,7 @@ def model_rewards(model: Model, users: jax.Array, rbs: jax.Array) -> jax.Array:
 
 def ascend_on_model(model: Model, users: jax.Array, is_joint: bool) -> jax.Array:
     """[N, 3] int32 RBs after `MODEL_SWEEPS` rounds over the cells, from equal shares."""
-    splits = jnp.asarray(ns._splits(model.num_rbs, GRID_RBS), jnp.int32)
+    splits = jnp.asarray(ns.all_splits(model.num_rbs, GRID_RBS), jnp.int32)
     num_cells = users.shape[0]
 
     def improve(i, rbs):

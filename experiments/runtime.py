@@ -89,7 +89,7 @@ def main(run: Stage, publish: Stage | None = None, several_processes: bool = Fal
             raise
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to resume")
-            distributed.leave(130)  # at once: Python's own farewell crashes while XLA still computes
+            distributed.leave(130)
         except Terminated as request:
             console.print(f"stopped by SIGTERM{request}; run the same command again to resume", highlight=False)
             distributed.leave(TERMINATED)
@@ -284,6 +284,11 @@ def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("networld-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
+
+
+def provenance() -> dict[str, Any]:
+    """The command that is running, its device and versions: what a published file says of its origin."""
+    return {"command": command(), "device": device_name(), "versions": versions()}
 
 
 def device_name() -> str:

@@ -65,7 +65,7 @@ def test_frozen_users_stay_and_allocations_are_in_force_at_once(env):
 
 
 def test_tables_replace_what_stood_between_the_marks():
-    page = f"before\n{gates.BEGIN}\nold\n{gates.END}\nafter\n"
-    assert gates.with_tables(page, "new\n") == f"before\n{gates.BEGIN}\nnew\n{gates.END}\nafter\n"
+    page = "before\n<!-- gates:begin -->\nold\n<!-- gates:end -->\nafter\n"
+    assert gates.with_tables(page, "new\n") == "before\n<!-- gates:begin -->\nnew\n<!-- gates:end -->\nafter\n"
     with pytest.raises(ValueError, match="marks"):
         gates.with_tables("no place", "new\n")

@@ -47,7 +47,14 @@ def test_seeding(adapted, task):
         env._jitted_reset, env._jitted_step = compiled._jitted_reset, compiled._jitted_step  # not compiled twice more
         return env
 
+    def build_deaf():
+        env = build()
+        env.reset, heard = lambda seed=None, options=None: heard(None, options), env.reset
+        return env
+
     pettingzoo_test.parallel_seed_test(build, num_cycles=20)
+    with pytest.raises(AssertionError):  # so it would notice an environment that does not listen to its seed
+        pettingzoo_test.parallel_seed_test(build_deaf, num_cycles=20)
 
 
 def test_seeds_select_networks(adapted):

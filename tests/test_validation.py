@@ -24,7 +24,8 @@ def line_of(error) -> str:
 
 @pytest.mark.parametrize("path", [*map(str, CONFIGS), "experiments/configs/evidence.py:paper"])
 def test_every_configuration_of_the_repository_is_valid(path):
-    parse([f"--config={path}", "--workdir=nowhere"])
+    config, workdir = parse([f"--config={path}", "--workdir=nowhere"])
+    assert str(workdir) == "nowhere" and set(default.get_config()) <= set(config)
 
 
 def test_600_random_mistakes_are_one_line_each():

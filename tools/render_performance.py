@@ -7,7 +7,6 @@ python -m tools.render_performance --check    fails when docs/performance.md is 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 from experiments import cost_model
 from experiments.benchmark import SUITES
-from experiments.tables import markdown_table
+from experiments.suites import scaling
+from experiments.tables import markdown_table, replace_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs/performance.md"
@@ -140,16 +140,11 @@ def blocks(rows: Sequence[Row]) -> dict[str, str]:
 
 def render(text: str, rows: Sequence[Row]) -> str:
     """The document with every generated block replaced. Raises ValueError for a block that it lacks."""
-    for name, content in blocks(rows).items():
-        pattern = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{DOCUMENT.name} has no block <!-- {name}:begin --> ... <!-- {name}:end -->")
-        text = pattern.sub(lambda m, c=content: m.group(1) + c + m.group(2), text)
-    return text
+    return replace_blocks(text, blocks(rows), DOCUMENT.name)
 
 
 def draw(rows: Sequence[Row]) -> list[Path]:
-    """Steps per second against environments, the ladder of samplers, time against agents."""
+    """Steps per second against environments, the ladder of samplers, time and memory against agents."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,19 +170,11 @@ def draw(rows: Sequence[Row]) -> list[Path]:
         axes.barh([r["name"] for r in sampler][::-1], [r["value"] for r in sampler][::-1])
         axes.set(xscale="log", xlabel="ms per plan")
         paths.append(save(figure, "performance_sampler"))
-    scaling = [r for r in rows if r["suite"] == "scaling" and r["unit"] == "ms"]
-    if scaling:
-        figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        for what in ("decision", "mean field"):
-            own = [r for r in scaling if r["name"].startswith(what) and "matrix" not in r["name"]]
-            points = [(r["sizes"]["agents"], r["value"]) for r in own]
-            axes.loglog(*zip(*points, strict=True), "o-", label=what)
-            if what == "decision":
-                (few, least), (many, _) = points[0], points[-1]
-                axes.loglog([few, many], [least, least * many / few], ":", color="tab:gray", label="linear in N")
-        axes.set(xlabel="agents N", ylabel="ms for all agents")
-        axes.legend(frameon=False)
-        paths.append(save(figure, "performance_scaling"))
+    sizes = [r for r in rows if r["suite"] == "scaling"]
+    if sizes:
+        paths.append(ROOT / "docs/figures/performance_scaling.png")
+        of = lambda what: [r for r in sizes if r["name"].startswith(what)]  # noqa: E731
+        scaling.save_plot(paths[-1], of("decision of"), of("mean field of"))
     return paths
 
 

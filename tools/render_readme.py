@@ -7,13 +7,12 @@ python -m tools.render_readme --check    fails when one of them is not up to dat
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from experiments.calibrate import ANCHORS
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, replace_blocks
 from tools import render_performance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,12 +63,7 @@ FILES = {"README.md": BLOCKS, "docs/reliability.md": {"reliability": reliability
 
 def render(text: str, blocks: dict[str, Callable[[], str]] = BLOCKS, name: str = "README.md") -> str:
     """The text of a file with every generated block replaced."""
-    for block_name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {block_name}:begin[^>]*-->\n).*?(<!-- {block_name}:end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{name} has no block <!-- {block_name}:begin --> ... <!-- {block_name}:end -->")
-        text = pattern.sub(lambda m, b=block: m.group(1) + b() + m.group(2), text)
-    return text
+    return replace_blocks(text, {block_name: block() for block_name, block in blocks.items()}, name)
 
 
 def write_all(check: bool = False) -> None:

@@ -1,4 +1,5 @@
-"""What `experiments.benchmark` measures; every suite ends within four minutes on 2 CPU cores.
+"""What `experiments.benchmark` measures; every suite but `memory`, which runs whole stages, ends within four minutes
+on 2 CPU cores.
 
 for suite in sampler env train closed_loop scaling memory; do
     python -m experiments.benchmark --suite=$suite --config=experiments/configs/benchmark.py --workdir=runs/benchmark

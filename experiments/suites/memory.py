@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ml_collections
 
-from experiments import configs, runtime
+from experiments import configs, measure, runtime
 from experiments.benchmark import Row, row
 
 # A forked process starts at its parent's peak, so the parent that asks must be a small one.
@@ -33,8 +33,7 @@ def peak_of(command: list[str], log: Path) -> tuple[int, float]:
         )
     if done.returncode:
         raise runtime.UserError(f"{' '.join(command)} ended with {done.returncode}: {log.read_text()[-300:]}")
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    return int(answer.read_text()) * unit, time.monotonic() - started
+    return int(answer.read_text()) * measure.MAXRSS_BYTES, time.monotonic() - started
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:

@@ -27,7 +27,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 MAX_NEIGHBOURS = 6
-MATRIX = "N x N matrix"
 
 
 def hexagonal_edges(num_agents: int) -> np.ndarray:
@@ -142,7 +141,7 @@ def mean_field_rows(config: ml_collections.ConfigDict, latent_dim: int) -> list[
             calls["matrix"] = lambda: by_matrix.call(z, matrix)  # noqa: B023
         times = measure.interleaved(calls, c.mean_field_seconds)
         sizes = {"agents": n, "latent": latent_dim, "neighbours": MAX_NEIGHBOURS}
-        by_matrix_name = f"mean field of {n} agents, {MATRIX}"
+        by_matrix_name = f"mean field of {n} agents, N x N matrix"
         if "matrix" in times:
             seconds, memory_bytes = times["matrix"].median, by_matrix.memory_bytes
             rows.append(row(by_matrix_name, 1e3 * seconds, "ms", sizes=sizes, memory_bytes=memory_bytes))

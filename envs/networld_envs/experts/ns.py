@@ -95,7 +95,7 @@ def rbs_to_hz(rbs: jax.Array, params: NSParams) -> jax.Array:
     return rbs * RB_HZ + rest
 
 
-def _splits(num_rbs: int, step: int = 1) -> np.ndarray:
+def all_splits(num_rbs: int, step: int = 1) -> np.ndarray:
     """[splits, 3] whole RBs that sum to num_rbs, in steps."""
     levels = range(0, num_rbs + 1, step)
     return np.array([(a, b, num_rbs - a - b) for a in levels for b in levels if a + b <= num_rbs])
@@ -109,7 +109,7 @@ def split_scores(model: Model, users: jax.Array, load: jax.Array, splits: np.nda
 
 def best_split(model: Model, users: jax.Array, load: jax.Array, params: NSParams) -> jax.Array:
     """[N, 3] Hz: the split that maximises the expected reward if users and load stay as given."""
-    splits = _splits(model.num_rbs)
+    splits = all_splits(model.num_rbs)
     best = jnp.argmax(split_scores(model, users, load, splits), axis=-1)
     return rbs_to_hz(jnp.asarray(splits, jnp.float32)[best], params)
 
@@ -135,7 +135,7 @@ class Grid:
 def make_grid(num_rbs: int, params: NSParams) -> Grid:
     """A triangular grid; from each point to its neighbours no slice changes by more than `max_change_hz`."""
     step = int(np.clip(float(params.max_change_hz) // RB_HZ, 1, 4))
-    splits = _splits(num_rbs, step)
+    splits = all_splits(num_rbs, step)
     apart = np.abs(splits[:, None] - splits[None]).max(axis=-1)
     order = np.argsort(apart, axis=-1, kind="stable")[:, :7]
     near = np.take_along_axis(apart, order, axis=-1) <= step
@@ -226,7 +226,7 @@ def _known_users(state: NSState, params: NSParams, num_windows: int) -> jax.Arra
 def greedy_oracle(params: NSParams) -> Policy:
     """The reachable split that is best in the one window that the action decides."""
     model = ns_model.make_model(params)
-    splits = _splits(model.num_rbs)
+    splits = all_splits(model.num_rbs)
 
     def act(key, obs, adjacency, env_state):
         del key, obs, adjacency
@@ -268,7 +268,7 @@ def _episode_scores(key: jax.Array, params: NSParams, num_steps: int, burn_in_st
     The episode is the one that a rollout of the instance `key` meets (`networld_jax.rollout`), run with equal shares.
     """
     model = ns_model.make_model(params)
-    splits = _splits(model.num_rbs)
+    splits = all_splits(model.num_rbs)
     reset_key, _ = jax.random.split(jax.random.fold_in(key, 0))
     state, _ = reset(reset_key, params)
     equal = jnp.full((params.num_cells, NUM_SLICES), params.bandwidth_hz / NUM_SLICES)
@@ -290,13 +290,13 @@ def fit_constant(params: NSParams, keys: jax.Array, num_steps: int = 60) -> np.n
     """[3] shares of the best common split over the episodes `keys`, e.g. instance_keys("ns", "data", 16)."""
     run = jax.jit(functools.partial(_episode_scores, params=params, num_steps=num_steps))
     scores = np.mean([np.asarray(run(key)).mean(axis=0) for key in keys], axis=0)
-    splits = _splits(ns_model.make_model(params).num_rbs)
+    splits = all_splits(ns_model.make_model(params).num_rbs)
     return splits[scores.argmax()] / splits[0].sum()
 
 
 def hindsight_shares(key: jax.Array, params: NSParams, num_steps: int, burn_in_steps: int = 0) -> jax.Array:
     """[N, 3] shares: every BS's best constant split for the instance `key`, chosen with its whole episode known."""
-    splits = _splits(ns_model.make_model(params).num_rbs)
+    splits = all_splits(ns_model.make_model(params).num_rbs)
     best = jnp.argmax(_episode_scores(key, params, num_steps, burn_in_steps), axis=-1)
     return jnp.asarray(splits / splits[0].sum(), jnp.float32)[best]
 
