@@ -134,10 +134,12 @@ def cells(
     name: str,
     finished: Sequence[rows.Row],
 ) -> list[tuple[str, str]]:
-    """(obs_set, label) of a method in a group: the listed ones, or the best on validation instances so far."""
+    """(obs_set, label) of a method in a group: the listed ones, or the best on validation instances so far. The label
+    "task" is the task's own."""
     asked = [tuple(cell) for cell in (config.queue.cells or group.cells)] if method.cell is None else [method.cell]
     if asked == [("best", "best")]:
         asked = [best_cell(finished, task, tier, name) or tuple(config.queue.default_cell)]
+    asked = [(obs_set, default.label_of(task) if label == "task" else label) for obs_set, label in asked]
     if method.kind == "model-free" and "label" not in config.baselines[methods.baseline_of(name)]:
         asked = [(obs_set, "none") for obs_set, _ in asked]
     return list(dict.fromkeys(asked))

@@ -22,7 +22,7 @@ from experiments import (
     train_loop,
     validation,
 )
-from experiments.configs import evidence
+from experiments.configs import default, demo, evidence, paper, paper_reading
 from networld_jax import checkpoints, evaluate, pretrained, statistics
 from networld_jax.evaluation import Protocol
 from tests import tiny, toy_queue, toy_run
@@ -219,6 +219,18 @@ def test_the_best_cell_is_chosen_on_validation():
     seen.append(row("test", "own", "own", 9.0))
     chosen = runs.list_runs(config(methods=("networld_scratch",), cells=(("best", "best"),)), seen)
     assert {(run.obs_set, run.label) for run in chosen} == {("own+mf", "own")}
+
+
+def test_every_task_has_its_return_label():
+    c = evidence.get_config()
+    c.queue.methods = ("filtered_bc", "networld")
+    labels = {run.task: set() for run in runs.list_runs(c)}
+    for run in runs.list_runs(c):
+        labels[run.task].add(run.label)
+        assert runs.resolve(c, run).loss.label == (run.label if run.method == "networld" else default.LABEL["rb"])
+    assert labels == {"cbf": {"neighbourhood"}, "rb": {"neighbourhood"}, "ns": {"own"}}
+    assert demo.get_config("ns").loss.label == paper.get_config("ns").loss.label == "own"
+    assert paper_reading.get_config("rb").loss.label == "own"  # a preset that is about another label keeps it
 
 
 def test_own_observations_send_no_messages(finished):

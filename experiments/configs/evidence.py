@@ -30,7 +30,8 @@ def group(methods: tuple[str, ...], **fields) -> ConfigDict:
     g.tiers = ("mixed",)
     g.seeds = (0, 1, 2)
     g.splits = ("test",)
-    g.cells = (("own+mf", "neighbourhood"),)  # (obs_set, label); (("best", "best"),) = the best on validation so far
+    g.cells = (("own+mf", "task"),)  # (obs_set, label); "task" = its label in default.py; (("best", "best"),) = the
+    # best on validation so far
     g.sizes = ConfigDict()  # task -> environment steps, or (steps, topologies); empty = all target data
     g.updates = (1.0,)  # shares of training at which to score
     g.update(fields)
@@ -68,7 +69,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.queue.sizes = c.queue.cells = ()  # group's own
     c.queue.only = ""  # the name of one run
     c.queue.dry_run = False  # print the list and the estimate, run nothing
-    c.queue.default_cell = ("own+mf", "neighbourhood")  # where "best" is asked for and no validation row exists
+    c.queue.default_cell = ("own+mf", "task")  # where "best" is asked for and no validation row exists
     c.queue.guide_scale = ConfigDict(dict.fromkeys(c.tasks, c.planner.guide_scale))  # w of every task
     c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
     if preset == "small":
