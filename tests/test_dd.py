@@ -86,6 +86,8 @@ def test_without_guidance_the_command_is_not_heard_and_both_modes_come(diffuser)
     high, low = (sampled(diffuser, target, guide_scale=0.0, temperature=1.0) for target in (1.0, -1.0))
     np.testing.assert_array_equal(high, low)
     assert 0.2 < np.mean(high > 0) < 0.8
+    averaged = sampled(diffuser, 0.0, guide_scale=0.0, temperature=1.0, num_averaged=8)
+    assert averaged.std() < 0.8 * high.std()  # a mean of modes is neither
 
 
 def test_settings_are_checked():

@@ -244,6 +244,25 @@ def test_the_highest_ranked_candidate_is_executed(box, linear_params, graph):
     np.testing.assert_array_equal(plan.x[:, 0], jnp.concatenate([z, m], -1))
 
 
+def test_the_decoded_plan_is_the_mean_of_its_samples(box, linear_params, graph):
+    linear, num = tiny.with_linear_nets(box), 3
+
+    def imagination(**changes):
+        config = dataclasses.replace(EXACT, guide_scale=2.0, **changes)
+        return planning.diffusion_imagination(linear.world_model, linear.schedule, "line", config)
+
+    z = linear.world_model.encode(linear.params, linear.stats, "line", observations()[0])
+    m, keys = mean_field(z, graph), lambda: jax.random.split(jax.random.key(4), N)
+    x = imagination(num_averaged=num)(linear_params, keys(), z, m)
+    for i in range(N):
+        own = jax.random.split(keys()[i], num)
+        samples = imagination()(linear_params, own, jnp.tile(z[i][None], (num, 1)), jnp.tile(m[i][None], (num, 1)))
+        assert samples.std(0)[1:, 0].min() > 1e-3
+        np.testing.assert_allclose(x[i], samples.mean(0), atol=1e-5)
+    with pytest.raises(ValueError, match="num_averaged"):
+        PlannerConfig(num_averaged=0)
+
+
 def test_rankings_by_return_and_by_action_value(box, linear_params, graph):
     linear = tiny.with_linear_nets(box)
     z = linear.world_model.encode(linear.params, linear.stats, "line", observations()[0])

@@ -1,6 +1,6 @@
 """Kills every stage at random moments and holds what it ends in, byte by byte, against an uninterrupted run.
 
-python -m tools.chaos [--kills=20] [--terms=5] [--stages=collect,pretrain,adapt,baselines] [--seed=0] [--publish]
+python -m tools.chaos [--kills=20] [--terms=5] [--stages=collect,pretrain,adapt,baselines,queue] [--seed=0] [--publish]
 
 A stage runs in a forked process over the toy networks (`tools.toy_stage`). Once it owns its folder it lives for a
 random time, up to a little longer than an uninterrupted run works, then gets SIGKILL (or SIGTERM), and is started
@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import jax
 
+from experiments import rows
 from tools import reliability, toy_stage
 
 OPTIONS = (
-    "--config=tests/toy_run.py",
     "--config.pretrain.num_updates=24",
     "--config.adapt.num_updates=24",
     "--config.baselines.methods=('ma_bc',)",
@@ -35,11 +35,20 @@ OPTIONS = (
     "--config.baselines.dispatches_per_checkpoint=3",
     "--config.baselines.ma_bc.hidden=(8,)",
 )
-NEEDS = {"collect": (), "pretrain": ("data",), "adapt": ("data", "pretrain_*"), "baselines": ("data",)}
+CONFIGURATIONS = dict.fromkeys(toy_stage.STAGES, ("--config=tests/toy_run.py",)) | {
+    "queue": (
+        "--config=tests/toy_queue.py",
+        "--config.queue.groups=('toy',)",
+        "--config.queue.methods=('behaviour','ma_bc','networld','scratch_w0')",
+        "--config.queue.seeds=(0,)",
+    )
+}
+NEEDS = {"pretrain": ("data",), "adapt": ("data", "pretrain_*"), "baselines": ("data",)}
+OWN_FOLDER = ("queue",)  # stages that work in a folder of their own layout
 FAULTS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 EXPECTED = {"kill -9": -signal.SIGKILL, "SIGTERM": 128 + signal.SIGTERM}
 # Files that say when and by whom rather than what; Orbax's own carry times.
-IGNORED = (".lock", "checkpoints", "_config.json", "seconds.json")
+IGNORED = (".lock", "locks/", "checkpoints", "_config.json", "seconds.json")
 
 
 class Life(NamedTuple):
@@ -62,7 +71,7 @@ def start(stage: str, workdir: Path, log: Path) -> int:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_disable_most_optimizations", True)
-        sys.argv = [stage, *OPTIONS, f"--workdir={workdir}"]
+        sys.argv = [stage, *CONFIGURATIONS[stage], *OPTIONS, f"--workdir={workdir}"]
         toy_stage.run(stage)
         code = 0
     except SystemExit as end:
@@ -74,8 +83,8 @@ def start(stage: str, workdir: Path, log: Path) -> int:
 
 
 def is_at_work(workdir: Path) -> bool:
-    """Some stage owns a folder."""
-    return any(path.stat().st_size for path in workdir.rglob(".lock"))
+    """Some stage owns a folder, or a queue a run."""
+    return any(path.stat().st_size for path in workdir.rglob(".lock")) or (workdir / "locks").exists()
 
 
 def live(stage: str, workdir: Path, log: Path, fault: str | None = None, after_s: float = 0.0) -> Life:
@@ -97,17 +106,24 @@ def live(stage: str, workdir: Path, log: Path, fault: str | None = None, after_s
 def digests(workdir: Path) -> dict[str, str]:
     """sha256 of every result under a folder."""
     return {
-        path.relative_to(workdir).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(workdir).as_posix(): hashlib.sha256(content(path)).hexdigest()
         for path in sorted(workdir.rglob("*"))
         if path.is_file() and not any(word in path.relative_to(workdir).as_posix() for word in IGNORED)
     }
+
+
+def content(path: Path) -> bytes:
+    """What a file says; of a queue's rows which runs they are and what every instance scored, in any order."""
+    if path.name != "runs.jsonl":
+        return path.read_bytes()
+    return repr(sorted((rows.identity(row), row["instance_rewards"]) for row in rows.read(path))).encode()
 
 
 def fresh(reference: Path, stage: str, folder: Path) -> Path:
     """A workdir with what the stage reads and nothing that it writes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for pattern in NEEDS[stage]:
+    for pattern in NEEDS.get(stage, ()):
         for source in reference.glob(pattern):
             shutil.copytree(source, folder / source.name)
     return folder
@@ -136,8 +152,8 @@ def torment(stage: str, fault: str, count: int, reference: Path, scratch: Path, 
 
 def is_output(name: str, stage: str) -> bool:
     """Whether a file of the reference is written by the stage."""
-    prefix = {"collect": ("data/",), "pretrain": ("pretrain_",), "adapt": ("adapt_",), "baselines": ("ma_", "baseline")}
-    return name.startswith(prefix[stage])
+    prefix = {"collect": "data/", "pretrain": "pretrain_", "adapt": "adapt_", "baselines": ("ma_", "baseline")}
+    return name.startswith(prefix.get(stage, ""))
 
 
 def main() -> int:
@@ -148,12 +164,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--publish", action="store_true", help="write results/reliability.json and its table")
     options = parser.parse_args()
-    rng, rows = random.Random(options.seed), []
+    rng, table = random.Random(options.seed), []
     scratch = Path(tempfile.mkdtemp(prefix="networld_chaos_"))
     os.environ.setdefault("NETWORLD_CACHE", str(scratch / "cache"))
-    reference = scratch / "reference"
-    reference.mkdir()
+    shared = scratch / "reference"
     for stage in toy_stage.STAGES:
+        reference = scratch / stage if stage in OWN_FOLDER else shared
+        reference.mkdir(exist_ok=True)
         log = scratch / f"{stage}.log"
         if live(stage, reference, log).code != 0:
             print(log.read_text(), file=sys.stderr)
@@ -163,12 +180,12 @@ def main() -> int:
         again = fresh(reference, stage, scratch / "again")  # the compilation cache is warm now
         life = live(stage, again, log)
         same = all(digests(reference)[name] == digest for name, digest in digests(again).items())
-        rows.append(reliability.row(stage, "none: the same run twice", 1, int(same and life.code == 0)))
+        table.append(reliability.row(stage, "none: the same run twice", 1, int(same and life.code == 0)))
         for fault, count in (("kill -9", options.kills), ("SIGTERM", options.terms)):
             counts = torment(stage, fault, count, reference, scratch, life.seconds, rng)
-            rows.append(reliability.row(stage, fault, *counts))
-        reliability.report(rows[-3:])
-    code = reliability.finish(rows, options.publish)
+            table.append(reliability.row(stage, fault, *counts))
+        reliability.report(table[-3:])
+    code = reliability.finish(table, options.publish)
     if code == 0:
         shutil.rmtree(scratch)
     return code

@@ -12,7 +12,7 @@ import networld_envs
 from experiments import runtime, settings
 from tests import tiny, toy_run
 
-STAGES = ("collect", "pretrain", "adapt", "baselines")
+STAGES = ("collect", "pretrain", "adapt", "baselines", "queue")
 
 
 def install() -> None:

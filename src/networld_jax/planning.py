@@ -6,6 +6,7 @@ Agent i's action depends on its own observation, the messages of its 1-hop neigh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -121,13 +122,14 @@ def diffusion_imagination(
     With `warm_start` = s only the s K cleanest levels are denoised, from the previous plan a step on (Janner et al.
     2022): x = signal_k shift(previous) + sigma_k noise. With `guide_metric="surprise"` the gradient is multiplied by
     the channels' one-step variances, so that only what a step leaves open is moved. `guidance` replaces the gradient
-    (None: that of the return, in one pass with the prediction).
+    (None: that of the return, in one pass with the prediction). With `num_averaged` > 1 the plan is the mean of so many
+    samples, drawn in one call.
     """
     index = world_model.task_index(task)
     mask = world_model.channel_mask(task)
     levels = planning_levels(schedule.num_steps, config)
 
-    def imagine(policy_params, keys, z, m, previous=None):
+    def draw(policy_params, keys, z, m, previous=None):
         params, present = policy_params.params, jnp.concatenate([z, m], -1)
         task_index = jnp.full(z.shape[0], index, jnp.int32)
 
@@ -164,6 +166,10 @@ def diffusion_imagination(
             initial_x0=None if previous is None else shift_plan(previous).at[:, 0].set(present),
             clip=config.latent_clip,
         )
+
+    def imagine(policy_params, keys, z, m, previous=None):
+        rows = (z, m) if previous is None else (z, m, previous)
+        return sampling.averaged(functools.partial(draw, policy_params), config.num_averaged)(keys, *rows)
 
     return imagine
 

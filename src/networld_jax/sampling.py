@@ -304,6 +304,20 @@ def clamp_first_row(first: jax.Array, offset: int = 0) -> Callable[[jax.Array], 
     return lambda x: x.at[:, 0, offset : offset + first.shape[-1]].set(first)
 
 
+def averaged(draw: Callable[..., jax.Array], num: int) -> Callable[..., jax.Array]:
+    """The mean of `num` independent samples: draw(keys [S], *rows [S, ...]) -> x [S, ...], asked once for all of them,
+    sample j of row s with key j of `split(keys[s])`. With 1 it is `draw` itself."""
+    if num == 1:
+        return draw
+
+    def mean(keys, *rows):
+        split = jax.vmap(lambda key: jax.random.split(key, num))(keys).reshape(-1)
+        x = draw(split, *(jnp.repeat(row, num, axis=0) for row in rows))
+        return x.reshape(keys.shape[0], num, *x.shape[1:]).mean(axis=1)
+
+    return mean
+
+
 def sampling_levels(num_levels: int, num_steps: int | None = None) -> np.ndarray:
     """Levels [S+1] of `num_steps` = S evaluations: floor of S even numbers from K-1 down to 0, then -1 (clean data).
 

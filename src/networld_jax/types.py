@@ -175,6 +175,7 @@ class PlannerConfig:
     num_steps: int = 3  # network evaluations of the sampler
     initial_noise_scale: float = 0.5
     latent_clip: float = 6.0
+    num_averaged: int = 1  # plans per agent (and candidate) whose mean is decoded: averages the sampler's luck out
     num_candidates: int = 1  # P plans per agent; the best by `rank_fn` is executed
     message_delay_steps: int | None = None  # None = what the task declares
     message_loss: float = 0.0  # probability that one neighbour's message is lost
@@ -184,5 +185,7 @@ class PlannerConfig:
 
     def __post_init__(self):
         require_choice("guide_metric", self.guide_metric, UNITS)
+        if self.num_averaged < 1:
+            raise ValueError(f"num_averaged must be at least 1 plan, got {self.num_averaged}")
         if not 0.0 <= self.warm_start <= 1.0:
             raise ValueError(f"warm_start must lie in [0, 1] (share of the diffusion steps), got {self.warm_start}")

@@ -14,6 +14,7 @@ number of steps, since these tasks do not end where a trajectory does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +53,13 @@ class DDConfig(DiscountConfig):
     num_steps: int = 5  # network evaluations (each conditional and unconditional); 200
     temperature: float = 0.5  # factor of the initial noise and of every step's
     clip: float = 6.0  # of x0, in standard deviations
+    num_averaged: int = 1  # plans per agent whose mean is decoded; 1
 
     def __post_init__(self):
         super().__post_init__()
         networks.check_horizon(self.horizon, self.layout, self.width_mults)
         require(self, 2, float("inf"), "horizon")
-        require(self, 1, float("inf"), "return_steps", "diffusion_steps", "num_steps")
+        require(self, 1, float("inf"), "return_steps", "diffusion_steps", "num_steps", "num_averaged")
         require(self, 0.0, 1.0, "drop_probability", "target_quantile")
         require(self, 0.0, float("inf"), "temperature", "inverse_dynamics_noise")
         require_positive(self, "clip")
@@ -162,7 +164,7 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
 
         return sampling.from_noise_prediction(predict, schedule) if config.prediction == "noise" else predict
 
-    def imagine(keys, params, target, features):
+    def imagine(params, target, keys, features):
         """Plans [S, H, F] from the present [S, F]."""
         return SAMPLERS[config.sampler](
             keys,
@@ -179,7 +181,8 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
     def decide(key, policy_params: PolicyParams, features):
         params, stats = policy_params.params, policy_params.stats
         keys = inputs.agent_keys(key, features.shape[0])
-        x = imagine(keys, params, stats.extra["target_return"], features)
+        draw = functools.partial(imagine, params, stats.extra["target_return"])
+        x = sampling.averaged(draw, config.num_averaged)(keys, features)
         return actions.decode_mean(inverse(params, stats, features, x[:, 1, : spec.obs_dim]), stats)
 
     return Baseline(
