@@ -195,7 +195,7 @@ def test_other_settings_are_other_runs(finished):
     workdir, _ = finished
     changed = config(methods=("networld_scratch",))
     assert not queue.Queue(changed, workdir).pending(runs.list_runs(changed))
-    changed.planner.guide_scale = 3.0
+    changed.queue.guide_scale.busy_queues = 3.0
     assert len(queue.Queue(changed, workdir).pending(runs.list_runs(changed))) == 2
     untouched = config(methods=("networld_scratch",))
     untouched.pretrain.num_updates = 99  # from scratch does not care
@@ -231,6 +231,15 @@ def test_every_task_has_its_return_label():
     assert labels == {"cbf": {"neighbourhood"}, "rb": {"neighbourhood"}, "ns": {"own"}}
     assert demo.get_config("ns").loss.label == paper.get_config("ns").loss.label == "own"
     assert paper_reading.get_config("rb").loss.label == "own"  # a preset that is about another label keeps it
+
+
+def test_a_tier_has_its_noise_unless_the_method_is_about_it():
+    c = evidence.get_config()
+    noise = lambda method, tier: runs.resolve(c, runs.Run("rb", tier, method)).loss.inverse_dynamics_noise  # noqa: E731
+    assert noise("networld", "expert") == c.queue.inverse_dynamics_noise["expert"] != noise("networld", "mixed")
+    assert noise("networld", "mixed") == c.loss.inverse_dynamics_noise and noise("scratch_idm_clean", "expert") == 0.0
+    diffuser = runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd
+    assert diffuser.inverse_dynamics_noise == c.queue.inverse_dynamics_noise["expert"]
 
 
 def test_own_observations_send_no_messages(finished):
