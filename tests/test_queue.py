@@ -233,13 +233,17 @@ def test_every_task_has_its_return_label():
     assert paper_reading.get_config("rb").loss.label == "own"  # a preset that is about another label keeps it
 
 
-def test_a_tier_has_its_noise_unless_the_method_is_about_it():
+def test_data_have_their_noise_unless_the_method_is_about_it():
     c = evidence.get_config()
-    noise = lambda method, tier: runs.resolve(c, runs.Run("rb", tier, method)).loss.inverse_dynamics_noise  # noqa: E731
-    assert noise("networld", "expert") == c.queue.inverse_dynamics_noise["expert"] != noise("networld", "mixed")
-    assert noise("networld", "mixed") == c.loss.inverse_dynamics_noise and noise("scratch_idm_clean", "expert") == 0.0
-    diffuser = runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd
-    assert diffuser.inverse_dynamics_noise == c.queue.inverse_dynamics_noise["expert"]
+    wanted = c.queue.inverse_dynamics_noise.expert.rb
+
+    def noise(task, tier, method="networld"):
+        return runs.resolve(c, runs.Run(task, tier, method)).loss.inverse_dynamics_noise
+
+    assert noise("rb", "expert") == wanted != noise("rb", "mixed")
+    assert noise("rb", "mixed") == noise("cbf", "expert") == c.loss.inverse_dynamics_noise
+    assert noise("rb", "expert", "scratch_idm_clean") == 0.0
+    assert runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd.inverse_dynamics_noise == wanted
 
 
 def test_own_observations_send_no_messages(finished):

@@ -11,6 +11,7 @@ from networld_jax.labels import neighbourhood_return
 from networld_jax.losses import joint_loss
 from networld_jax.mean_field import mean_field
 from networld_jax.planning import PolicyParams, make_planner
+from networld_jax.predictability import action_predictability
 from networld_jax.pretrained import load_pretrained
 from networld_jax.rollout import rollout
 from networld_jax.sampling import guided, sample_ddim, sample_ddpm, sample_dpmpp_2m
@@ -40,6 +41,7 @@ __all__ = [
     "Trajectories",
     "WorldModel",
     "WorldModelConfig",
+    "action_predictability",
     "anchored",
     "cosine_schedule",
     "evaluate",
