@@ -10,6 +10,7 @@ import numpy as np
 
 from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy, TimeStep
+from networld_jax.evaluation import charge_messages
 from networld_jax.rollout import advance, start
 
 
@@ -27,9 +28,9 @@ class Episode(NamedTuple):
 def play(
     env: Environment, policy: Policy, policy_params: Any, num_steps: int, split: str = "validation", instance: int = 0
 ) -> Episode:
-    """`num_steps` steps of one instance of a split."""
+    """`num_steps` steps of one instance of a split; messages are charged where they take air time."""
     key = instance_keys(env.spec.name, split, 1, instance)[0]
-    params = env.default_params
+    params = charge_messages(env.default_params, policy)
 
     @jax.jit
     def run(key, policy_params):

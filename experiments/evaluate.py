@@ -26,6 +26,7 @@ from networld_jax.evaluation import (
     Protocol,
     Scores,
     anchored,
+    charge_messages,
     first_instances,
     make_evaluator,
     score_instances,
@@ -69,11 +70,6 @@ class Evaluator:
             return first_instances(run(keys, policy_params, params), wanted)
 
         return score_instances(score, self.env.spec.name, self.split, count, group, report)
-
-
-def charge_messages(params: Any, policy: Policy) -> Any:
-    """Environment parameters with the policy's message size, for environments in which messages take air time."""
-    return params.replace(message_bytes=policy.message_bytes) if hasattr(params, "message_bytes") else params
 
 
 def summary(scores: Mapping[str, Scores], task: str, protocol: Protocol) -> dict[str, Any]:

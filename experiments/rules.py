@@ -143,6 +143,7 @@ RULES: dict[str, Rule] = {
     "queue.only": Rule("a text", lambda v: isinstance(v, str)),
     "queue.target_trajectories.*": whole(0),
     "queue.guide_scale.*": real(0),
+    "queue.tier_guide_scale.*.*": real(0),
     "queue.inverse_dynamics_noise.*.*": real(0),
     "scaling.task": one_of(tuple(ENVIRONMENTS)),
     "planner.guide_metric": one_of(UNITS),

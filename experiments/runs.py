@@ -165,8 +165,10 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
     if run.tier != "none":
         c.collect.tier = run.tier
     c.adapt.num_trajectories = config.queue.target_trajectories.get(run.task, 0)
-    c.planner.guide_scale = config.queue.guide_scale.get(run.task, c.planner.guide_scale)
-    if (noise := config.queue.inverse_dynamics_noise.get(run.tier, {}).get(run.task)) is not None:
+    q = config.queue
+    for scales in (q.guide_scale, q.tier_guide_scale.get(run.tier, {})):
+        c.planner.guide_scale = scales.get(run.task, c.planner.guide_scale)
+    if (noise := q.inverse_dynamics_noise.get(run.tier, {}).get(run.task)) is not None:
         c.loss.inverse_dynamics_noise = c.baselines.ma_dd.inverse_dynamics_noise = noise
     method = methods.table(config).get(run.method)
     if method is not None:

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import networld_envs
 from networld_envs.instances import instance_keys
+from networld_jax import evaluation
 from networld_jax.evaluation import Protocol, Scores, anchored, evaluate, paired_difference, standard_error
 from networld_jax.rollout import rollout
 from tests import toy_environment
@@ -52,6 +54,19 @@ def test_splits_hold_other_instances(scores):
     assert not np.intersect1d(other.reward, scores.reward).size
     with pytest.raises(ValueError, match="split must be one of"):
         evaluate(ENV, RULES["expert"], {}, PROTOCOL, split="tests")
+
+
+def test_messages_are_charged_where_they_take_air_time(monkeypatch):
+    """Whoever scores a planner on `rb` without asking for free messages pays for them."""
+    seen = []
+    run = lambda keys, params, env_params: seen.append(env_params)  # noqa: E731
+    monkeypatch.setattr(evaluation, "make_evaluator", lambda *args: run)
+    monkeypatch.setattr(evaluation, "concatenate_scores", lambda parts: parts)
+    env, chatty = networld_envs.make("rb"), RULES["expert"]._replace(message_bytes=7)
+    evaluate(env, chatty, {}, PROTOCOL)
+    evaluate(env, chatty, {}, PROTOCOL, env_params=env.default_params)
+    evaluate(ENV, chatty, {}, PROTOCOL)  # no price there
+    assert [getattr(params, "message_bytes", None) for params in seen] == [7, 0, None]
 
 
 def test_absent_agents_do_not_count():

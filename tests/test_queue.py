@@ -243,6 +243,9 @@ def test_data_have_their_noise_unless_the_method_is_about_it():
     assert noise("rb", "expert") == wanted != noise("rb", "mixed")
     assert noise("rb", "mixed") == noise("cbf", "expert") == c.loss.inverse_dynamics_noise
     assert noise("rb", "expert", "scratch_idm_clean") == 0.0
+    scale = lambda tier: runs.resolve(c, runs.Run("cbf", tier, "networld")).planner.guide_scale  # noqa: E731
+    assert scale("mixed") == c.queue.guide_scale.cbf != scale("expert") == c.queue.tier_guide_scale.expert.cbf
+    assert runs.resolve(c, runs.Run("cbf", "expert", "scratch_w0")).planner.guide_scale == 0.0
     assert runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd.inverse_dynamics_noise == wanted
 
 

@@ -16,8 +16,9 @@ rules = experts.policies("rb", env.default_params)
 
 
 def play(policy, params, split, count, steps):
-    """`count` networks, `steps` frames each."""
-    run = jax.jit(jax.vmap(lambda key, p: nw.rollout(key, env, env.default_params, policy, p, steps), (0, None)))
+    """`count` networks, `steps` frames each; what agents tell each other takes air time."""
+    charged = nw.charge_messages(env.default_params, policy)
+    run = jax.jit(jax.vmap(lambda key, p: nw.rollout(key, env, charged, policy, p, steps), (0, None)))
     return run(networld_envs.instance_keys("rb", split, count), params)
 
 

@@ -15,6 +15,7 @@ from networld_jax.baselines import BASELINES
 HEADLINE = (*BASELINES, "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
+EXPERT_GUIDE_SCALE = default.GUIDE_SCALE | {"cbf": 30.0}  # w on expert data, where returns say less (E15)
 INVERSE_DYNAMICS_NOISE = {"expert": {"cbf": 0.6, "rb": 2.0, "ns": 2.0}}
 """s of world models and MA-DD by tier: larger where actions follow from the present (E15, docs/datasets.md)."""
 TOPOLOGIES = {  # (environment steps, over how many networks)
@@ -73,6 +74,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.queue.dry_run = False  # print the list and the estimate, run nothing
     c.queue.default_cell = ("own+mf", "task")  # where "best" is asked for and no validation row exists
     c.queue.guide_scale = ConfigDict(dict.fromkeys(c.tasks, c.planner.guide_scale))  # w of every task
+    c.queue.tier_guide_scale = ConfigDict({"expert": EXPERT_GUIDE_SCALE})  # w by tier and task; before guide_scale
     c.queue.inverse_dynamics_noise = ConfigDict(INVERSE_DYNAMICS_NOISE)  # s by tier and task; others as configured
     c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
     if preset == "small":

@@ -25,7 +25,7 @@ from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
 from networld_jax import datasets, distillation, planning
 from networld_jax.costs import matmul_flops, num_parameters
-from networld_jax.evaluation import Protocol, episode_means
+from networld_jax.evaluation import Protocol, charge_messages, episode_means
 from networld_jax.mean_field import mean_field
 from networld_jax.schedules import cosine_schedule
 from networld_jax.world_model import WorldModel
@@ -87,7 +87,8 @@ def loop_rows(
     for name, policy in policies.items():
 
         def episodes(keys, weights, policy=policy):
-            return jax.vmap(lambda key: episode_means(key, env, env.default_params, policy, weights, protocol)[0])(keys)
+            params = charge_messages(env.default_params, policy)
+            return jax.vmap(lambda key: episode_means(key, env, params, policy, weights, protocol)[0])(keys)
 
         programs[name] = measure.compiled(episodes, keys, parameters[name])
     calls = {name: functools.partial(p.call, keys, parameters[name]) for name, p in programs.items()}

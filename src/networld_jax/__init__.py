@@ -6,7 +6,7 @@ scores it.
 """
 
 from networld_jax.datasets import from_arrays, load, spec_from_trajectories, task_stats
-from networld_jax.evaluation import Protocol, Scores, anchored, evaluate, paired_difference
+from networld_jax.evaluation import Protocol, Scores, anchored, charge_messages, evaluate, paired_difference
 from networld_jax.labels import neighbourhood_return
 from networld_jax.losses import joint_loss
 from networld_jax.mean_field import mean_field
@@ -43,6 +43,7 @@ __all__ = [
     "WorldModelConfig",
     "action_predictability",
     "anchored",
+    "charge_messages",
     "cosine_schedule",
     "evaluate",
     "from_arrays",

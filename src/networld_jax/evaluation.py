@@ -125,13 +125,21 @@ def evaluate(
 ) -> Scores:
     """Scores of a policy on the first `protocol.num_instances` instances of a split (see `networld_envs.instances`).
 
-    `batch_size` instances run side by side (None = all); the result does not depend on it beyond rounding.
+    `env_params` are taken as they are; None = the default ones, with the policy's messages charged. `batch_size`
+    instances run side by side (None = all); the result does not depend on it beyond rounding.
     """
-    env_params = env.default_params if env_params is None else env_params
+    env_params = charge_messages(env.default_params, policy) if env_params is None else env_params
     run = make_evaluator(env, policy, protocol)
     return score_instances(
         lambda keys: run(keys, policy_params, env_params), env.spec.name, split, protocol.num_instances, batch_size
     )
+
+
+def charge_messages(env_params: Any, policy: Policy) -> Any:
+    """Environment parameters with the policy's message size, where messages take air time (`rb`); else unchanged."""
+    if not hasattr(env_params, "message_bytes"):
+        return env_params
+    return env_params.replace(message_bytes=policy.message_bytes)
 
 
 def score_instances(
