@@ -246,6 +246,38 @@ def aggregate_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, method
     return markdown_table(header, [(name, f"{q:.3f}", f"{mean:.3f}", spread) for q, name, mean, spread in lines])
 
 
+WITHOUT_PRETRAINING = "networld_scratch"
+
+
+def summary_table(rows: Sequence[Row], tasks: Sequence[str], tiers: Sequence[str], methods: Sequence[str]) -> str:
+    """One line per task and tier: random, the best rule an agent could follow, NetWorld both ways and the best other
+    learned method, with the paired difference of the better NetWorld to it."""
+    lines = []
+    for task in tasks:
+        low, high = (cell(rows, task, "none", name) for name in ANCHORS[task])
+        for tier in tiers:
+            size = most_common_size(select(rows, task=task, tier=tier, split="test"), methods)
+            found = {m: c for m in methods if (c := cell(rows, task, tier, m, target_transitions=size)) is not None}
+            ours = [found[name] for name in (OURS, WITHOUT_PRETRAINING) if name in found]
+            others = [c for name, c in found.items() if not name.startswith((OURS, "idm_only"))]
+            if low is None or high is None or not ours or not others:
+                continue
+            best, better = (max(group, key=lambda c: c.rewards.mean()) for group in (others, ours))
+            shown = [number(found[name].interval) if name in found else "" for name in (OURS, WITHOUT_PRETRAINING)]
+            lines.append(
+                (
+                    f"`{task}`", tier, f"{low.interval.mean:.3f}", f"`{high.method}` {high.interval.mean:.3f}", *shown,
+                    f"`{best.method}` {best.interval.mean:.3f} (of {len(others)})",
+                    signed(statistics.paired_interval(better.rewards, best.rewards)), better.seeds,
+                )
+            )  # fmt: skip
+    header = (
+        "task", "data", "random", "best rule an agent could follow", "NetWorld, pre-trained", "NetWorld, from scratch",
+        "best other learned method", "better NetWorld minus it", "seeds",
+    )  # fmt: skip
+    return markdown_table(header, lines)
+
+
 def curve(rows: Sequence[Row], task: str, tier: str, method: str, topologies: bool = False) -> dict[int, np.ndarray]:
     """Target data (or number of topologies, at the amount of data where it was varied) -> rewards [S, I]."""
     found = select(rows, task=task, tier=tier, method=method, split="test")

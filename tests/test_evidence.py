@@ -75,6 +75,18 @@ def test_the_headline_table_holds_means_scores_and_paired_differences():
     assert order == ["expert", "mf_rule", "networld", "networld_scratch", "ma_bc", "random"]
 
 
+def test_the_summary_compares_the_better_networld_with_the_best_other_method():
+    methods = ("ma_bc", "filtered_bc", "networld_scratch", "networld", "idm_only")
+    found = [*FOUND, *seeds("filtered_bc", -0.7), *seeds("idm_only", -0.1)]  # the inverse model is a part of ours
+    lines = evidence.summary_table(found, ("rb",), ("mixed", "expert"), methods).splitlines()
+    mixed, expert = ([part.strip() for part in line.strip("|").split("|")] for line in lines[2:])
+    first = lambda text: pytest.approx(float(text.split()[0]), abs=0.02)  # noqa: E731
+    assert mixed[:2] == ["`rb`", "mixed"] and "`mf_rule`" in mixed[3]
+    assert first(mixed[4]) == -0.55 and first(mixed[5]) == -0.6 and first(mixed[7]) == 0.15
+    assert "`filtered_bc`" in mixed[6] and "(of 2)" in mixed[6]
+    assert expert[5] == "" and "`ma_bc`" in expert[6] and first(expert[7]) == -0.01
+
+
 def test_transfer_needs_every_control():
     assert "transfer shown" in evidence.transfer_verdict(FOUND, "rb", "mixed", 1000)
     weaker = [r for r in FOUND if r["method"] != "networld_shuffled"]
