@@ -1,9 +1,8 @@
-"""How much of a behaviour follows from what an agent knows: a property of logged data that says how far an inverse
-model should trust an imagined next step.
+"""How much of a behaviour follows from what an agent knows: a property of logged data.
 
-Where actions follow from the present alone (one expert collected the data), the next latent adds little but the error
-of whoever imagined it, and the noise s of the inverse dynamics should be large; where many behaviours are mixed, the
-next latent tells them apart, and s should be small. docs/experiments.md, E15.
+Where actions follow from the present alone (one expert collected the data), cloning is hard to beat, and an imagined
+next latent adds little but the error of whoever imagined it; where many behaviours are mixed, or an expert knew more
+than the agents do, there is something to choose. What that means for the inverse model: docs/experiments.md, E15.
 """
 
 from __future__ import annotations
