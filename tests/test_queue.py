@@ -195,7 +195,7 @@ def test_other_settings_are_other_runs(finished):
     workdir, _ = finished
     changed = config(methods=("networld_scratch",))
     assert not queue.Queue(changed, workdir).pending(runs.list_runs(changed))
-    changed.queue.guide_scale.busy_queues = 3.0
+    changed.queue.tier_guide_scale.expert.busy_queues = 3.0
     assert len(queue.Queue(changed, workdir).pending(runs.list_runs(changed))) == 2
     untouched = config(methods=("networld_scratch",))
     untouched.pretrain.num_updates = 99  # from scratch does not care
@@ -356,3 +356,7 @@ def test_the_published_configurations_are_valid(preset):
     c.queue.groups = tuple(c.groups)
     assert len(runs.list_runs(c)) > 500
     validation.validate(c)
+
+
+def test_the_toy_configuration_is_valid_as_a_command_would_see_it():
+    validation.validate(config())  # what tools.chaos starts

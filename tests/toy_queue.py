@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.queue.preset = "tiny"
     c.queue.target_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 3))
     c.queue.guide_scale = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, c.planner.guide_scale))
-    c.queue.tier_guide_scale = ml_collections.ConfigDict({"medium": dict.fromkeys(toy_run.TASKS, 3.0)})
+    c.queue.tier_guide_scale = ml_collections.ConfigDict({"expert": dict.fromkeys(toy_run.TASKS, 10.0)})
     c.queue.inverse_dynamics_noise = ml_collections.ConfigDict({"expert": dict.fromkeys(toy_run.TASKS, 0.6)})
     c.pretrain.num_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 0))
     c.evaluate.num_instances.update(dict.fromkeys(toy_run.TASKS, 6))
