@@ -92,10 +92,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, suite: str) -> list[Ro
     """Runs one suite; returns its rows, which are also in <workdir>/benchmark.json."""
     facts = {
         "suite": suite,
-        "device": runtime.device_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "command": runtime.command(),
-        "versions": runtime.versions(),
+        **runtime.provenance(),
     }
     rows = load_suite(suite)(config, workdir)
     facts["process_peak_memory_bytes"] = measure.peak_memory_bytes()

@@ -2,7 +2,8 @@
 
     python -m experiments.dataset_cards --config=experiments/configs/evidence.py --workdir=runs/evidence --publish
 
-Reads the manifests below <workdir>/data. `--publish` writes results/datasets.json and docs/datasets.md from them.
+Reads the datasets below <workdir>/data into <workdir>/datasets.json. `--publish` makes results/datasets.json and
+docs/datasets.md out of that.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ Card = dict[str, Any]
 
 
 def card(directory: Path, config_file: str = "experiments/configs/evidence.py") -> Card:
-    """The card of one dataset. Raises DatasetError for a broken manifest."""
-    manifest = datasets.read_manifest(directory)
+    """The card of one dataset. Raises DatasetError for a broken manifest or shard."""
+    trajectories, manifest = datasets.load(directory)
     request, stats = manifest["request"], manifest["statistics"]
     task, tier = request["task"], request["tier"]
     sums = "".join(shard["sha256"] for shard in manifest["shards"])
@@ -38,7 +39,7 @@ def card(directory: Path, config_file: str = "experiments/configs/evidence.py") 
         f"--config.collect.tier={tier}", f"--config.collect.tasks=('{task}',)",
     ]  # fmt: skip
     agent_steps = stats["reward"]["count"]
-    shares = action_predictability(datasets.load(directory)[0])
+    shares = action_predictability(trajectories)
     return {
         "task": task,
         "tier": tier,
@@ -112,11 +113,12 @@ of their variance that follows from the present (own and neighbours' mean observ
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Card]:
-    """Prints the cards of a folder."""
+    """Prints the cards of a folder and stores them there."""
     del config
     found = cards(workdir)
     if not found:
         raise runtime.UserError(f"{Path(workdir) / 'data'} holds no finished dataset; run the queue or collect first")
+    write_atomically(Path(workdir) / "datasets.json", json.dumps(found, indent=1).encode())
     table = [(c["task"], c["tier"], f"{c['trajectories']} x {c['steps']}", f"{c['mean_reward']:.3f}") for c in found]
     print_table(runtime.console, "datasets", ("task", "tier", "size", "mean reward"), table)
     return found
@@ -127,7 +129,7 @@ def publish(config: ml_collections.ConfigDict, workdir: Path) -> None:
     del config
     path = Path("results/datasets.json")
     old = json.loads(path.read_text()) if path.exists() else []
-    merged = {(c["task"], c["tier"]): c for c in [*old, *cards(workdir)]}
+    merged = {(c["task"], c["tier"]): c for c in [*old, *json.loads((Path(workdir) / "datasets.json").read_text())]}
     found = [merged[key] for key in sorted(merged)]
     write_atomically(path, json.dumps(found, indent=1).encode())
     write_atomically(Path("docs/datasets.md"), page(found).encode())

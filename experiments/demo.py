@@ -49,10 +49,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         "held_out": task,
         "policies": rows,
         "seconds": round(time.monotonic() - started, 1),
-        "device": runtime.device_name(),
-        "versions": runtime.versions(),
-        "command": runtime.command(),
         "seed": config.seed,
+        **runtime.provenance(),
     }
     write_atomically(Path(workdir) / "demo.json", json.dumps(result, indent=1).encode())
     show(config, rows, paths, result["seconds"])

@@ -163,10 +163,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         "steps": protocol.num_steps,
         "policies": rows,
         "margin": MARGIN,
-        "device": runtime.device_name(),
-        "versions": runtime.versions(),
-        "command": runtime.command(),
         "seed": config.seed,
+        **runtime.provenance(),
     }
     write_atomically(Path(workdir) / f"distillation_{task}.json", json.dumps(result, indent=1).encode())
     table = [

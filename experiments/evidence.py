@@ -16,10 +16,11 @@ from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, best_cell
 from experiments.tables import markdown_table
 from networld_jax import statistics
+from networld_jax.evaluation import anchored
 
-OURS = "networld"
+OURS, WITHOUT_PRETRAINING = "networld", "networld_scratch"
 CLONES = ("ma_bc", "bc_shift", "bc_quantile", "filtered_bc", "rc_bc")
-TRANSFER_CONTROLS = ("networld_scratch", "random_unet", "networld_shuffled", "networld_autoregressive")
+TRANSFER_CONTROLS = (WITHOUT_PRETRAINING, "random_unet", "networld_shuffled", "networld_autoregressive")
 """Transfer is claimed only where the pre-trained model beats each of these in paired intervals."""
 FEW_SHOT = (
     OURS, "networld_scratch", "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
@@ -117,10 +118,23 @@ def signed(interval: statistics.Interval) -> str:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
+def headline_size(rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]) -> int:
+    """The amount of target data of the headline."""
+    return most_common_size(select(rows, task=task, tier=tier, split="test"), methods)
+
+
+def headline_cells(
+    rows: Sequence[Row], task: str, tier: str, methods: Sequence[str], names: Sequence[str] | None = None
+) -> dict[str, Cell]:
+    """The cells of `names` (None: of all `methods`) at the headline's amount of data, where there are rows."""
+    size = headline_size(rows, task, tier, methods)
+    found = {name: cell(rows, task, tier, name, target_transitions=size) for name in names or methods}
+    return {name: c for name, c in found.items() if c is not None}
+
+
 def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]) -> str:
     """Every method on one task and tier, best first, with NetWorld's paired difference to it."""
-    learned = select(rows, task=task, tier=tier, split="test")
-    size = most_common_size(learned, methods)
+    size = headline_size(rows, task, tier, methods)
     wanted = [(name, "none", {}) for name in RULES.get(task, ("random", "expert"))]
     wanted += [(name, tier, {}) for name in ("behaviour", UNPAIRED)]
     wanted += [(name, tier, {"target_transitions": size}) for name in methods]
@@ -211,13 +225,11 @@ def transfer_verdict(rows: Sequence[Row], task: str, tier: str, size: int) -> st
 
 def equal_to_clones(rows: Sequence[Row], task: str, methods: Sequence[str]) -> str:
     """On expert data: is networld non-inferior to the best cloning row?"""
-    size = most_common_size(select(rows, task=task, tier="expert", split="test"), methods)
-    ours = cell(rows, task, "expert", OURS, target_transitions=size)
-    clones = [c for name in CLONES if (c := cell(rows, task, "expert", name, target_transitions=size)) is not None]
-    span = expert_span(rows, task)
+    clones = headline_cells(rows, task, "expert", methods, (OURS, *CLONES))
+    ours, span = clones.pop(OURS, None), expert_span(rows, task)
     if ours is None or not clones or span is None or span <= 0:
         return f"{task}: open."
-    best = max(clones, key=lambda c: c.rewards.mean())
+    best = max(clones.values(), key=lambda c: c.rewards.mean())
     result = statistics.non_inferiority(ours.rewards, best.rewards, span)
     verdict = "not inferior" if result.holds else "**inferior or undecided**"
     return (
@@ -228,25 +240,18 @@ def equal_to_clones(rows: Sequence[Row], task: str, methods: Sequence[str]) -> s
 
 def aggregate_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str]) -> str:
     """Anchored scores over all tasks: interquartile mean and mean over tasks x seeds, methods with all tasks only."""
+    found = {task: headline_cells(rows, task, tier, methods) for task in tasks}
+    ends = {task: anchors(rows, task) for task in tasks}
     lines = []
     for name in methods:
-        scores = []
-        for task in tasks:
-            size = most_common_size(select(rows, task=task, tier=tier, split="test"), methods)
-            c, ends = cell(rows, task, tier, name, target_transitions=size), anchors(rows, task)
-            if c is None or ends is None:
-                break
-            scores.append((c.rewards.mean(1) - ends[0]) / (ends[1] - ends[0]))
-        else:
-            flat = np.concatenate(scores)
-            spread = f"{flat.min():.2f} to {flat.max():.2f}"
-            lines.append((statistics.iqm(flat), f"`{name}`", float(np.mean(flat)), spread))
+        if not all(name in found[task] and ends[task] for task in tasks):
+            continue
+        flat = np.concatenate([anchored(found[task][name].rewards.mean(1), *ends[task]) for task in tasks])
+        spread = f"{flat.min():.2f} to {flat.max():.2f}"
+        lines.append((statistics.iqm(flat), f"`{name}`", float(np.mean(flat)), spread))
     lines.sort(reverse=True)
     header = ("method", "IQM of scores", "mean", "seeds and tasks from, to")
     return markdown_table(header, [(name, f"{q:.3f}", f"{mean:.3f}", spread) for q, name, mean, spread in lines])
-
-
-WITHOUT_PRETRAINING = "networld_scratch"
 
 
 def summary_table(rows: Sequence[Row], tasks: Sequence[str], tiers: Sequence[str], methods: Sequence[str]) -> str:
@@ -256,8 +261,7 @@ def summary_table(rows: Sequence[Row], tasks: Sequence[str], tiers: Sequence[str
     for task in tasks:
         low, high = (cell(rows, task, "none", name) for name in ANCHORS[task])
         for tier in tiers:
-            size = most_common_size(select(rows, task=task, tier=tier, split="test"), methods)
-            found = {m: c for m in methods if (c := cell(rows, task, tier, m, target_transitions=size)) is not None}
+            found = headline_cells(rows, task, tier, methods)
             ours = [found[name] for name in (OURS, WITHOUT_PRETRAINING) if name in found]
             others = [c for name, c in found.items() if not name.startswith((OURS, "idm_only"))]
             if low is None or high is None or not ours or not others:

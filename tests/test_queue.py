@@ -26,6 +26,8 @@ from experiments.configs import default, demo, evidence, paper, paper_reading
 from networld_jax import checkpoints, evaluate, pretrained, statistics
 from networld_jax.evaluation import Protocol
 from tests import tiny, toy_queue, toy_run
+from tools import chaos
+from tools.bad_input import parse
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -358,5 +360,11 @@ def test_the_published_configurations_are_valid(preset):
     validation.validate(c)
 
 
-def test_the_toy_configuration_is_valid_as_a_command_would_see_it():
-    validation.validate(config())  # what tools.chaos starts
+@pytest.mark.filterwarnings("ignore:.*load_module.*:DeprecationWarning")
+def test_chaos_starts_a_queue_of_every_kind():
+    """Its command line passes validation, and asks for rows with and without training and pre-training."""
+    started, workdir = parse([*chaos.CONFIGURATIONS["queue"], *chaos.OPTIONS, "--workdir=nowhere"])
+    kind = queue.Queue(started, workdir).kind
+    kinds = {run.method: kind(run) for run in runs.list_runs(started)}
+    trained = {"ma_bc": "model-free", "networld": "world model", "scratch_w0": "world model"}
+    assert kinds == {"behaviour": "behaviour"} | trained

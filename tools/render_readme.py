@@ -15,7 +15,7 @@ from experiments import evidence, rows
 from experiments.calibrate import ANCHORS
 from experiments.configs import evidence as configuration
 from experiments.tables import markdown_table, replace_blocks
-from tools import render_performance
+from tools import render_performance, render_results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,10 +62,9 @@ def reliability_block() -> str:
 def evidence_block() -> str:
     """NetWorld beside the best rule and the best other learned method, per task and tier."""
     found = evidence.select(rows.read(ROOT / "results/runs.jsonl"), preset="small")
-    devices = sorted({row["device"] for row in found})
-    config = configuration.get_config()
-    table = evidence.summary_table(found, tuple(config.tasks), ("mixed", "expert"), configuration.HEADLINE)
-    return f"Mean reward on unseen networks [95 % interval]; {len(found)} runs, {'; '.join(devices)}.\n\n" + table
+    tasks = tuple(configuration.get_config().tasks)
+    table = evidence.summary_table(found, tasks, render_results.TIERS, configuration.HEADLINE)
+    return f"Mean reward on unseen networks [95 % interval]. {render_results.provenance(found, 'small')}\n{table}"
 
 
 BLOCKS = {

@@ -21,7 +21,7 @@ LABEL = {"cbf": "neighbourhood", "rb": "neighbourhood", "ns": "own"}
 
 def label_of(task: str) -> str:
     """The return label of a task; agents of an unknown one are taken to affect their neighbours."""
-    return LABEL.get(task, "neighbourhood")
+    return LABEL.get(task, LossConfig.label)
 
 
 def use_preset(c: ConfigDict, name: str) -> ConfigDict:

@@ -282,8 +282,7 @@ def make_agent_plans(
         if num_candidates == 1:
             x = imagine_fn(policy_params, keys, z, m, **earlier)
             return Plan(x, score(policy_params, z, m, None, x), decode_plans(world_model, task, policy_params, x))
-        keys = jax.vmap(lambda k: jax.random.split(k, num_candidates))(keys).reshape(-1)
-        z, m = (jnp.repeat(v, num_candidates, axis=0) for v in (z, m))
+        keys, z, m = sampling.several(num_candidates, keys, z, m)
         x = imagine_fn(policy_params, keys, z, m, **earlier)
         action = decode_plans(world_model, task, policy_params, x)
         ranked = rank_fn(policy_params, z, m, action, x).reshape(num_agents, num_candidates)

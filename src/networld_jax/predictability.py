@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from networld_jax.mean_field import mean_field
 from networld_jax.transforms import symlog
 from networld_jax.types import Trajectories
 
@@ -57,10 +58,9 @@ class _Rows(NamedTuple):
 
 def _rows(trajectories: Trajectories, part: slice, max_rows: int, rng: np.random.Generator) -> _Rows:
     """Steps of present agents that show the behaviour, at most `max_rows`, drawn without replacement."""
-    obs = np.asarray(symlog(jnp.asarray(trajectories.obs[part])))
-    adjacency = np.asarray(trajectories.adjacency[part])
-    weights = adjacency / np.maximum(adjacency.sum(-1, keepdims=True), 1.0)
-    heard = np.einsum("rij,rtjo->rtio", weights, obs)
+    squashed = symlog(jnp.asarray(trajectories.obs[part]))
+    heard = np.asarray(mean_field(squashed, jnp.asarray(trajectories.adjacency[part])[:, None]))
+    obs = np.asarray(squashed)
     action = np.asarray(trajectories.action[part], np.float64)
     shown = np.asarray(trajectories.is_demonstration[part])[:, :, None]
     there = shown & (np.asarray(trajectories.agent_mask[part])[:, None] > 0)

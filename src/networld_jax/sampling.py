@@ -304,15 +304,20 @@ def clamp_first_row(first: jax.Array, offset: int = 0) -> Callable[[jax.Array], 
     return lambda x: x.at[:, 0, offset : offset + first.shape[-1]].set(first)
 
 
+def several(num: int, keys: jax.Array, *rows: jax.Array) -> tuple[jax.Array, ...]:
+    """(keys [S num], rows [S num, ...]) for `num` draws per row, key j of row s from `split(keys[s])`."""
+    split = jax.vmap(lambda key: jax.random.split(key, num))(keys).reshape(-1)
+    return split, *(jnp.repeat(row, num, axis=0) for row in rows)
+
+
 def averaged(draw: Callable[..., jax.Array], num: int) -> Callable[..., jax.Array]:
-    """The mean of `num` independent samples: draw(keys [S], *rows [S, ...]) -> x [S, ...], asked once for all of them,
-    sample j of row s with key j of `split(keys[s])`. With 1 it is `draw` itself."""
+    """The mean of `num` independent samples (`several`): draw(keys [S], *rows [S, ...]) -> x [S, ...], asked once for
+    all of them. With 1 it is `draw` itself."""
     if num == 1:
         return draw
 
     def mean(keys, *rows):
-        split = jax.vmap(lambda key: jax.random.split(key, num))(keys).reshape(-1)
-        x = draw(split, *(jnp.repeat(row, num, axis=0) for row in rows))
+        x = draw(*several(num, keys, *rows))
         return x.reshape(keys.shape[0], num, *x.shape[1:]).mean(axis=1)
 
     return mean

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from networld_envs.types import TaskSpec
-from networld_jax import networks, training
+from networld_jax import networks, sampling, training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, DiscountConfig, require
 from networld_jax.diffusion import q_sample
@@ -103,8 +103,7 @@ def make_diffusion_policy(spec: TaskSpec, config: DiffusionPolicyConfig) -> Base
         params, stats = policy_params.params, policy_params.stats
         num_agents, count = features.shape[0], config.num_candidates
         split = jax.vmap(jax.random.split)(inputs.agent_keys(key, num_agents))  # [N, 2]
-        keys = jax.vmap(lambda k: jax.random.split(k, count))(split[:, 0]).reshape(-1)
-        repeated = jnp.repeat(features, count, axis=0)
+        keys, repeated = sampling.several(count, split[:, 0], features)
         scaled = candidates(keys, params, repeated)
         values = q(params, repeated, scaled).min(0).reshape(num_agents, count)
         best = jax.vmap(lambda k, v: choose(k, v, config.selection_temperature))(split[:, 1], values)
