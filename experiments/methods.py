@@ -145,7 +145,7 @@ ABLATIONS = {
         f"networld_finetune_{scale:g}": pretrained(f"shared nets fine-tuned at {scale:g} times the rate", **{
             "adapt__finetune_scale": scale
         })
-        for scale in (0.0, 0.1, 1.0)
+        for scale in (0.0, 0.1, 0.3)
     },
 }  # fmt: skip
 

@@ -139,6 +139,7 @@ RULES: dict[str, Rule] = {
     "adapt.finetune_scale": real(0),
     "adapt.transfer": several(one_of(SHARED)),
     "calibrate.variants.*": ANYTHING,  # each is an environment's parameters and the names of rules
+    "gates.variants.*": ANYTHING,  # each is an environment's parameters
     "groups.*": ANYTHING,  # lists of runs; the queue checks their names
     "queue.only": Rule("a text", lambda v: isinstance(v, str)),
     "queue.target_trajectories.*": whole(0),

@@ -44,7 +44,7 @@ def check(path: str, value: Any, rule: rules.Rule) -> None:
 STAGE_SECTIONS = {"calibrate": calibrate, "queue": evidence, "groups": evidence, "benchmark": benchmark}
 """Sections that one stage reads -> the configuration file that has them."""
 
-FREE = ("environment", "calibrate.variants", "distill.variants", "groups")
+FREE = ("environment", "calibrate.variants", "distill.variants", "groups", "gates")
 """Sections whose fields are names that a user chooses; the environments and the stages check what is in them."""
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import gates, joint
+from experiments import gates, gates_on_model, joint
 from networld_envs import ns_window
-from networld_envs.experts import ns_model
+from networld_envs.experts import ns, ns_model
 from networld_envs.ns import make_ns
 
 
@@ -51,7 +51,7 @@ def test_joint_ascent_ends_above_the_independent_one(env):
         float(joint.model_rewards(model, users, joint.ascend_on_model(model, users, is_joint)).sum())
         for is_joint in (False, True)
     ]
-    equal = float(joint.model_rewards(model, users, jnp.full((7, 3), 18)).sum())
+    equal = float(joint.model_rewards(model, users, jnp.full((7, 3), model.num_rbs // 3)).sum())
     assert equal < sums[0] < sums[1]
 
 
@@ -59,7 +59,7 @@ def test_frozen_users_stay_and_allocations_are_in_force_at_once(env):
     params = joint.frozen(env.default_params)
     assert params.is_instant
     state, _ = env.reset(jax.random.key(0), env.default_params)
-    users, *_ = ns_window._advance_users(state, env.draw(jax.random.key(1), state, params), params)
+    users, *_ = ns_window.advance_users(state, env.draw(jax.random.key(1), state, params), params)
     np.testing.assert_allclose(users.position_m, state.users.position_m, atol=1e-4)  # centre + offset, again
     np.testing.assert_array_equal(users.slice_index, state.users.slice_index)
 
@@ -69,3 +69,35 @@ def test_tables_replace_what_stood_between_the_marks():
     assert gates.with_tables(page, "new\n") == "before\n<!-- gates:begin -->\nnew\n<!-- gates:end -->\nafter\n"
     with pytest.raises(ValueError, match="marks"):
         gates.with_tables("no place", "new\n")
+
+
+def test_on_the_model_knowing_the_future_is_worth_nothing_where_nobody_moves(env):
+    """Users that stay: after the way from the equal split, look-ahead earns what the best constant and the best free
+    split earn, and so does the expert, whose old counts are still true."""
+    still = env.default_params.replace(mobility_step_s=0.0, session_end_probability=0.0)
+    reward = jax.jit(lambda key: gates_on_model.rewards_on_model(key, still, 120))(jax.random.key(3))
+    reward = {name: float(value) for name, value in reward.items()}
+    assert reward["equal"] < reward["lookahead_oracle"] <= reward["unlimited"] + 1e-6
+    np.testing.assert_allclose(reward["hindsight_constant"], reward["unlimited"], atol=1e-6)
+    np.testing.assert_allclose(reward["lookahead_oracle"], reward["unlimited"], atol=0.01)  # 120 windows, 5 on the way
+    np.testing.assert_allclose(reward["expert"], reward["lookahead_oracle"], atol=2e-3)
+
+
+def test_on_the_model_a_constant_falls_behind_where_crowds_move(env):
+    moving = env.default_params.replace(hotspot_dwell_windows=20.0)
+    reward = jax.jit(lambda key: gates_on_model.rewards_on_model(key, moving, 120))(jax.random.key(3))
+    order = [float(reward[name]) for name in ("hindsight_constant", "lookahead_oracle", "unlimited")]
+    assert order == sorted(order) and order[0] < order[1] - 0.01
+
+
+def test_counts_are_those_of_the_simulator():
+    """Almost silent users, so that no session is kept alive by a packet that waits."""
+    env = make_ns("tiny", traffic_load=(1e-4, 1e-4, 1e-4), has_interference=False)
+    params, key = env.default_params, jax.random.key(0)
+    counts = gates_on_model.user_counts(key, params, 3)
+    state, _ = env.reset(jax.random.fold_in(key, 0), params)
+    action = jnp.full((7, 3), params.bandwidth_hz / 3)
+    step = jax.jit(lambda state, key: env.transition(state, action, env.draw(key, state, params), params)[0])
+    for t in range(gates_on_model.BURN_IN_WINDOWS + 3):
+        state = step(state, jax.random.fold_in(key, 1 + t))
+    np.testing.assert_array_equal(counts[-1], ns.user_counts(state.cell, state.users.slice_index, params))

@@ -172,7 +172,7 @@ def _run_window(cells, queue, pointer_id, load, timer, packets, snr_rb, inr_rb, 
     return queue, pointers.user_id, tally, *carry, load, loads.mean(axis=0)
 
 
-def _advance_users(state: NSState, draws: NSDraws, params: NSParams) -> tuple[Users, Hotspots, jax.Array]:
+def advance_users(state: NSState, draws: NSDraws, params: NSParams) -> tuple[Users, Hotspots, jax.Array]:
     """Movement, drift of the slice mix, session ends: (users, hot-spots, log mix)."""
     if params.traces is not None:
         row = (state.trace_start + state.t) % params.traces.position_m.shape[0]
@@ -283,7 +283,7 @@ def _metrics(served: _Served, ssr: jax.Array, handover: jax.Array, params: NSPar
 def transition(state: NSState, action: jax.Array, draws: NSDraws, params: NSParams) -> tuple[NSState, TimeStep]:
     """One window: users move and hand over, 200 slots are served in the allocation in force, the next one is set."""
     target_hz = project_action(action, params)
-    users, hotspots, log_mix = _advance_users(state, draws, params)
+    users, hotspots, log_mix = advance_users(state, draws, params)
     cell = mobility.nearest_cell(users.position_m, params)
     alloc_hz = target_hz if params.is_instant else state.alloc_hz
     served = _serve(state, users, cell, alloc_hz, draws, params)

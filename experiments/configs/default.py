@@ -111,7 +111,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.adapt.sequences = 128
     c.adapt.learning_rate = 1e-3
     c.adapt.transfer = ("denoiser",)  # shared nets that keep their pre-trained weights; the others learn anew
-    c.adapt.finetune_scale = 0.3  # learning rate of the shared nets that are kept relative to the new task's
+    c.adapt.finetune_scale = 1.0  # learning rate of the shared nets that are kept relative to the new task's
     c.adapt.readout_scale = -1.0  # ... of their last layers; -1 = like the rest of them
     c.adapt.warmup_updates = 50
     c.adapt.ema_decay = 0.995

@@ -121,7 +121,7 @@ def get_config(preset: str = "small") -> ConfigDict:
          "scratch_predict_noise"),
     )  # fmt: skip
     c.groups.adaptation = group(
-        ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_1"),
+        ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
         sizes=ConfigDict(few_shot),
     )
     ladder = ("ma_dd_clean", "ma_dd", "ma_cdmp", "networld_scratch", "networld_joint", "networld")
