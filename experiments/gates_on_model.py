@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ import numpy as np
 import networld_envs
 from experiments import gates, runtime, settings
 from experiments.tables import markdown_table, print_table, replace_blocks
+from networld_envs import ns_mobility
 from networld_envs.experts import ns, ns_model
 from networld_envs.instances import instance_keys
 from networld_envs.ns import reset
@@ -42,7 +44,7 @@ def user_counts(key: jax.Array, params: NSParams, num_windows: int) -> jax.Array
     def window(state, t):
         draws = draw(jax.random.fold_in(key, 1 + t), state, params)
         users, hotspots, log_mix = advance_users(state, draws, params)
-        cell = ns.mobility.nearest_cell(users.position_m, params)
+        cell = ns_mobility.nearest_cell(users.position_m, params)
         counts = ns.user_counts(cell, users.slice_index, params)
         return state.replace(users=users, hotspots=hotspots, log_mix=log_mix, t=state.t + 1), counts
 
@@ -121,17 +123,26 @@ def rows(results: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], list[tu
     return ("parameters", "(a)", "(b)", *COLUMNS), lines
 
 
+def with_table(page: str, stored: dict[str, Any]) -> str:
+    """docs/environments_ns.md with the table of results/ns_gates_on_model.json in its place."""
+    content = (
+        f"{stored['instances']} {stored['split']} instances x {stored['steps']} windows on the model, by\n"
+        f"`{stored['provenance']['command']}`:\n\n" + markdown_table(*rows(stored["rewards"]))
+    )
+    return replace_blocks(page, {"gates on the model": content}, str(gates.PAGE))
+
+
 def publish(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """results/ns_gates_on_model.json and its table in docs/environments_ns.md."""
-    results = json.loads((Path(workdir) / "ns_gates_on_model.json").read_text())
     protocol = settings.protocol(config, "ns")
-    provenance = runtime.provenance()
-    text = (
-        f"{protocol.num_instances} {config.evaluate.split} instances x {protocol.num_steps} windows on the model, by\n"
-        f"`{provenance['command']}`:\n\n" + markdown_table(*rows(results))
-    )
-    page = replace_blocks(gates.PAGE.read_text(), {"gates on the model": text}, str(gates.PAGE))
-    stored = {"rewards": results, "provenance": provenance}
+    stored = {
+        "rewards": json.loads((Path(workdir) / "ns_gates_on_model.json").read_text()),
+        "split": config.evaluate.split,
+        "instances": protocol.num_instances,
+        "steps": protocol.num_steps,
+        "provenance": runtime.provenance(),
+    }
+    page = with_table(gates.PAGE.read_text(), stored)
     write_atomically(Path("results/ns_gates_on_model.json"), json.dumps(stored, indent=1).encode())
     write_atomically(gates.PAGE, page.encode())
 

@@ -9,7 +9,7 @@ import pytest
 
 from networld_envs import ns_mobility, ns_slots, ns_traffic
 from networld_envs.ns import make_ns
-from networld_envs.ns_params import NSParams
+from networld_envs.ns_params import PRESETS, NSParams
 from networld_envs.ns_window import next_allocation, project_action, whole_rbs
 from tests.reference import ns_loop
 
@@ -215,6 +215,17 @@ def test_traces_replace_simulated_users():
 def test_errors_name_the_fix(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_ns(**kwargs)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_sessions_of_a_preset_belong_to_its_crowds(preset):
+    env = make_ns(preset)
+    params = env.default_params
+    state, _ = jax.jit(env.reset)(jax.random.key(0), params)
+    wanted = float(params.hotspot_fraction) if params.hotspots_per_slice else 0.0
+    error = 5 * np.sqrt(wanted * (1 - wanted) / params.num_users)  # five standard errors
+    assert abs(float((state.users.hotspot >= 0).mean()) - wanted) <= error
+    np.testing.assert_allclose(state.alloc_hz.sum(-1), params.bandwidth_hz, rtol=1e-6)
 
 
 def test_looked_up_packets_are_those_of_the_laws(env):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import gates
+from experiments import gates, gates_on_model
 from tools import interop
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -52,3 +52,9 @@ def test_gates_page_shows_what_was_measured():
     results = json.loads((RESULTS / "ns_gates.json").read_text())
     assert gates.with_tables(page, gates.tables(results)) == page, "run python -m experiments.gates ... --publish"
     assert gates.gates(results) == results["gates"]
+
+
+def test_gates_page_shows_what_the_model_says():
+    page = (RESULTS.parent / gates.PAGE).read_text()
+    stored = json.loads((RESULTS / "ns_gates_on_model.json").read_text())
+    assert gates_on_model.with_table(page, stored) == page, "run python -m experiments.gates_on_model ... --publish"

@@ -87,8 +87,14 @@ _PUBLISHED = dict(
     rules=SlotRules(), carries_queues=False, has_interference=False, is_instant=True, hotspots_per_slice=0,
     session_end_probability=0.0, mimo_factor=16.0, traffic_load=(1.0, 1.0, 1.0),
 )  # fmt: skip
+_CROWDS = dict(  # nearly everybody belongs to a crowd that stays for long and moves fast; found by gates_on_model
+    bandwidth_hz=5e6, max_change_hz=0.2e6, traffic_load=(72.0, 1.25, 24.0), hotspots_per_slice=6,
+    hotspot_fraction=0.95, hotspot_speed_mps=10.0, hotspot_dwell_windows=120.0, hotspot_std_m=20.0,
+    mix_concentration=10.0, mix_drift=0.2,
+)  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    "crowds": _CROWDS,
     "published": _PUBLISHED,
     "faithful": dict(window_slots=2000),
     "tiny": dict(num_cells=7, num_users=140, window_slots=40),
