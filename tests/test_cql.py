@@ -9,6 +9,8 @@ from networld_jax import datasets
 from networld_jax.baselines import CQLConfig, actions, cql, make_cql
 from tests import small_problems as problems
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = CQLConfig(
     hidden=(16, 16),
     batch_size=64,

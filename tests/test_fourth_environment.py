@@ -66,8 +66,8 @@ def test_adaptation_starts_from_the_pretrained_model_and_leaves_the_sources_alon
             np.testing.assert_array_equal, before["inverse_dynamics"][task], after["inverse_dynamics"][task]
         )
     kernels = [p["denoiser"]["final_block"]["conv"]["kernel"] for p in (before, after)]
-    # Two updates at a rate of at most 0.3e-3 each.
-    assert 0 < np.abs(kernels[0] - kernels[1]).max() < 1e-3
+    # Two updates at a rate of at most 1e-3 each.
+    assert 0 < np.abs(kernels[0] - kernels[1]).max() < 2.1e-3
 
 
 def test_a_finished_stage_started_again_changes_nothing(pipeline):
