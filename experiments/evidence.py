@@ -23,7 +23,7 @@ CLONES = ("ma_bc", "bc_shift", "bc_quantile", "filtered_bc", "rc_bc")
 TRANSFER_CONTROLS = (WITHOUT_PRETRAINING, "random_unet", "networld_shuffled", "networld_autoregressive")
 """Transfer is claimed only where the pre-trained model beats each of these in paired intervals."""
 FEW_SHOT = (
-    OURS, "networld_scratch", "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
+    OURS, WITHOUT_PRETRAINING, "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
     "networld_autoregressive", "networld_from_cbf", "networld_from_rb", "networld_from_ns", "networld_joint",
     "idm_only", "idm_only_noise", "scratch_idm_only", "ma_bc", "filtered_bc", "multi_task_bc",
 )  # fmt: skip

@@ -38,6 +38,8 @@ CHECKED_INSTANCES, CHECKED_RBS = (0,), 4
 POLICIES = ("greedy_oracle", "lookahead_oracle", "expert")
 WANTED = {"a": 0.02, "b": 0.03, "c": 0.01}
 MEANING = {"a": "look-ahead - greedy oracle", "b": "expert - hindsight constant", "c": "joint - independent"}
+PAIRS = {"a": ("lookahead_oracle", "greedy_oracle"), "b": ("expert", HINDSIGHT)}
+"""Gate -> the policies whose mean rewards it compares; (c) compares allocations."""
 PAGE = Path("docs/environments_ns.md")
 
 
@@ -99,11 +101,8 @@ def gates(results: dict[str, Any]) -> dict[str, Any]:
     """{gate: wanted, difference per instance, mean, standard error over instances}."""
     rewards = {name: np.asarray(entry["instance_rewards"]) for name, entry in results["rows"].items()}
     joint_gain = np.asarray([entry["gain"] for entry in results["joint"].values()])
-    pairs = {
-        "a": (rewards["lookahead_oracle"], rewards["greedy_oracle"]),
-        "b": (rewards["expert"], rewards[HINDSIGHT]),
-        "c": (joint_gain, np.zeros_like(joint_gain)),
-    }
+    pairs = {gate: (rewards[high], rewards[low]) for gate, (high, low) in PAIRS.items()}
+    pairs["c"] = (joint_gain, np.zeros_like(joint_gain))
     result = {}
     for gate, (high, low) in pairs.items():
         mean, error = paired_difference(high, low)

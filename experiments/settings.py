@@ -40,9 +40,9 @@ def from_config(cls: type, config: ml_collections.ConfigDict, **changes: Any) ->
     return cls(**(fields | changes))
 
 
-def environment(config: ml_collections.ConfigDict, task: str) -> Environment:
-    """The environment of a task with the configuration's overrides."""
-    return networld_envs.make(task, **config.environment.get(task, {}))
+def environment(config: ml_collections.ConfigDict, task: str, **changes: Any) -> Environment:
+    """The environment of a task with the configuration's overrides, and `changes` on top."""
+    return networld_envs.make(task, **dict(config.environment.get(task, {})) | changes)
 
 
 def environments(config: ml_collections.ConfigDict) -> dict[str, Environment]:

@@ -77,7 +77,7 @@ def test_on_the_model_knowing_the_future_is_worth_nothing_where_nobody_moves(env
     """Users that stay: after the way from the equal split, look-ahead earns what the best constant and the best free
     split earn, and so does the expert, whose old counts are still true."""
     still = env.default_params.replace(mobility_step_s=0.0, session_end_probability=0.0)
-    reward = jax.jit(lambda key: gates_on_model.rewards_on_model(key, still, 120))(jax.random.key(3))
+    reward = jax.jit(lambda key: gates_on_model.rewards_on_model(key, still, 120, 20))(jax.random.key(3))
     reward = {name: float(value) for name, value in reward.items()}
     assert reward["equal"] < reward["lookahead_oracle"] <= reward["unlimited"] + 1e-6
     np.testing.assert_allclose(reward["hindsight_constant"], reward["unlimited"], atol=1e-6)
@@ -88,7 +88,7 @@ def test_on_the_model_knowing_the_future_is_worth_nothing_where_nobody_moves(env
 def test_on_the_model_a_constant_falls_behind_where_crowds_move():
     crowds = {"hotspot_fraction": 0.95, "hotspot_speed_mps": 10.0, "hotspot_dwell_windows": 20.0, "bandwidth_hz": 5e6}
     moving = make_ns("tiny", num_users=700, **crowds).default_params
-    reward = jax.jit(lambda key: gates_on_model.rewards_on_model(key, moving, 120))(jax.random.key(3))
+    reward = jax.jit(lambda key: gates_on_model.rewards_on_model(key, moving, 120, 20))(jax.random.key(3))
     order = [float(reward[name]) for name in ("hindsight_constant", "lookahead_oracle", "unlimited")]
     assert order == sorted(order) and order[0] < order[1] - 0.01
 
@@ -97,10 +97,10 @@ def test_counts_are_those_of_the_simulator():
     """Almost silent users, so that no session is kept alive by a packet that waits."""
     env = make_ns("tiny", traffic_load=(1e-4, 1e-4, 1e-4), has_interference=False)
     params, key = env.default_params, jax.random.key(0)
-    counts = gates_on_model.user_counts(key, params, 3)
+    counts = gates_on_model.users_of_episode(key, params, 23)
     state, _ = env.reset(jax.random.fold_in(key, 0), params)
     action = jnp.full((7, 3), params.bandwidth_hz / 3)
     step = jax.jit(lambda state, key: env.transition(state, action, env.draw(key, state, params), params)[0])
-    for t in range(gates_on_model.BURN_IN_WINDOWS + 3):
+    for t in range(len(counts)):
         state = step(state, jax.random.fold_in(key, 1 + t))
     np.testing.assert_array_equal(counts[-1], ns.user_counts(state.cell, state.users.slice_index, params))

@@ -28,7 +28,7 @@ VARIANTS = {  # the preset "crowds", and what each of its choices does to the ga
 
 
 def get_config() -> ConfigDict:
-    """4 validation instances: the test instances judge policies, not the task."""
+    """4 validation instances x 1000 windows: the test instances judge policies, not the task."""
     c = default.get_config()
     c.evaluate.split = "validation"
     c.evaluate.num_instances.ns = 4
