@@ -98,8 +98,15 @@ def load_student(
     return policy, planning.PolicyParams(params, stats[task])
 
 
+def with_planner(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The configuration with some fields of its planner replaced."""
+    changed = ml_collections.ConfigDict(config)
+    changed.planner = ml_collections.ConfigDict(dict(config.planner) | dict(changes))
+    return changed
+
+
 def policies(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tuple[Policy, Any]]:
-    """The teacher first, then its students and its own cheaper settings, then the anchors of the score."""
+    """The teacher first, then its students and its own other settings, then the anchors of the score."""
     task = config.held_out
     env = settings.environment(config, task)
     source = adapt_dir(workdir, task, config.distill.model == "scratch") / "model"
@@ -111,9 +118,7 @@ def policies(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, tupl
         if name == "chain":
             found["chain, 2 steps"] = load_student(config, workdir, name, 2)
     for name, changes in config.distill.variants.items():
-        changed = ml_collections.ConfigDict(config)
-        changed.planner = ml_collections.ConfigDict(dict(config.planner) | dict(changes))
-        found[name] = (settings.make_planner(changed, model, task), weights)
+        found[name] = (settings.make_planner(with_planner(config, changes), model, task), weights)
     anchors = ("random", "expert")
     return found | {name: (settings.rule_policy(task, env, name), {}) for name in anchors}
 
@@ -174,6 +179,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     header = ("policy", "reward ± s.e.", "against teacher / span", "95 % bound")
     print_table(runtime.console, f"{task}: {protocol.num_instances} instances x {protocol.num_steps}", header, table)
     return result
+
+
+def return_deltas(workdir: Path, task: str, baseline: str = "teacher") -> dict[str, float]:
+    """Closed-loop return of planners against one of them, in units of the random-expert span, out of the newest
+    `experiments.distill` result; empty where there is none with that baseline."""
+    for path in (Path(workdir) / f"distillation_{task}.json", Path("results/distillation.json")):
+        if path.exists():
+            result = json.loads(path.read_text())
+            deltas = {name: r["return_delta"] for name, r in result["policies"].items()}
+            if result["held_out"] == task and baseline in deltas:
+                return {name: delta - deltas[baseline] for name, delta in deltas.items()}
+    return {}
 
 
 def publish(config: ml_collections.ConfigDict, workdir: Path) -> None:

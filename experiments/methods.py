@@ -133,6 +133,8 @@ ABLATIONS = {
         "3-layer encoder trained through the diffusion loss", model__encoder="mlp", loss__encoder_diffusion_grad=1.0
     ),
     "scratch_predict_noise": scratch("the denoiser predicts the noise", model__prediction="noise"),
+    "scratch_shared_trunk": scratch("the classifier is a head on the denoiser's trunk", model__shared_trunk=True),
+    "scratch_mean_of_4": scratch("the mean of 4 plans", planner__num_averaged=4),
     "scratch_messages_float32": scratch("messages in float32", planner__message_bits=0),
     "scratch_delay_2": scratch("messages 2 steps old, in training too", planner__message_delay_steps=2),
     "scratch_delay_5": scratch("messages 5 steps old, in training too", planner__message_delay_steps=5),

@@ -62,7 +62,7 @@ def suite_block(rows: Sequence[Row], suite: str) -> str:
         for r in own
     ]
     if any(r["return_delta"] is not None for r in own):
-        header.append("return against the teacher / span")
+        header.append("return against the baseline / span")
         cells = [c + [number(r["return_delta"], "+.3f")] for c, r in zip(cells, own, strict=True)]
     text = intro + markdown_table(header, cells)
     shares = [(r["name"], r["share_of_time"]) for r in own if r.get("share_of_time")]

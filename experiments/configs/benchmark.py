@@ -44,6 +44,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     l.num_envs = ConfigDict({"cbf": 8, "rb": 16, "ns": 4})
     l.num_steps = ConfigDict({"cbf": 10, "rb": 10, "ns": 3})
     l.num_neighbours = 6  # messages an agent receives before one decision
+    l.variants = ("ddpm", "six_evaluations", "two_evaluations", "dpmpp_2m", "mean_of_4")  # of `distill.variants`
     l.seconds_per_comparison = 8.0
 
     m = b.memory = ConfigDict()  # stages of the demo, one process each

@@ -111,8 +111,8 @@ def get_config(preset: str = "small") -> ConfigDict:
     )  # fmt: skip
     c.groups.planning = group(
         ("networld_scratch", "scratch_best_of_4", "scratch_best_of_4_q", "scratch_ddim_1", "scratch_ddim_5",
-         "scratch_dpmpp_2m", "scratch_ddpm_20", "scratch_noise_1", "scratch_messages_float32", "scratch_delay_2",
-         "scratch_delay_5", "scratch_loss_30"),
+         "scratch_dpmpp_2m", "scratch_ddpm_20", "scratch_noise_1", "scratch_mean_of_4", "scratch_shared_trunk",
+         "scratch_messages_float32", "scratch_delay_2", "scratch_delay_5", "scratch_loss_30"),
     )  # fmt: skip
     c.groups.training = group(
         ("networld_scratch", "scratch_h2", "scratch_h4", "scratch_h16", "scratch_h32", "scratch_idm_clean",

@@ -19,7 +19,6 @@ import ml_collections
 
 from experiments import distill, measure, settings, train_loop
 from experiments.benchmark import Row, row
-from experiments.suites.sampler import return_deltas
 from experiments.suites.train import logged_data
 from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
@@ -29,6 +28,9 @@ from networld_jax.evaluation import Protocol, charge_messages, episode_means
 from networld_jax.mean_field import mean_field
 from networld_jax.schedules import cosine_schedule
 from networld_jax.world_model import WorldModel
+
+POLICY_OF = {"chain student": "chain, 1 step", "row student": "row, 1 step"}
+"""Row -> its planner in `experiments.distill`, where the names differ."""
 
 
 def still_policy(env: Environment) -> Policy:
@@ -55,14 +57,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
         env = settings.environment(config, task)
         model = settings.world_model(config, {task: env})
         weights = planned_weights(config, env, model)
-        rows += loop_rows(config, env, model, weights)
+        deltas = distill.return_deltas(workdir, task)
+        rows += loop_rows(config, env, model, weights, deltas)
         if task == config.held_out:
-            rows += decision_rows(config, env, model, weights, return_deltas(workdir, task))
+            rows += decision_rows(config, env, model, weights, deltas)
     return rows
 
 
 def loop_rows(
-    config: ml_collections.ConfigDict, env: Environment, model: WorldModel, weights: planning.PolicyParams
+    config: ml_collections.ConfigDict,
+    env: Environment,
+    model: WorldModel,
+    weights: planning.PolicyParams,
+    deltas: dict[str, float],
 ) -> list[Row]:
     """Whole episodes with and without parts of the planner."""
     c, task = config.benchmark.closed_loop, env.spec.name
@@ -121,6 +128,7 @@ def loop_rows(
             "env steps/s",
             baseline=None if name == "guided planner" else f"{task}, guided planner",
             ratio=None if name == "guided planner" else full / seconds[name],
+            return_delta=deltas.get(POLICY_OF.get(name, name)),
             sizes=sizes,
             plans_per_s=steps * env.spec.max_agents / seconds[name],
             p95_s_per_call=times[name].p95,
@@ -157,7 +165,8 @@ def decision_rows(
     weights: planning.PolicyParams,
     deltas: dict[str, float],
 ) -> list[Row]:
-    """Latency of one decision of one agent: the guided planner, its distilled students, the inverse model alone."""
+    """Latency of one decision of one agent: the guided planner, its other settings, its distilled students, the inverse
+    model alone."""
     c, task = config.benchmark.closed_loop, env.spec.name
     schedule, planner = cosine_schedule(model.config.diffusion_steps), settings.planner_config(config)
     students = {name: distill.make_student(config, model, name) for name in ("chain", "row")}
@@ -166,6 +175,12 @@ def decision_rows(
         "guided planner": (guided, weights),
         "without plan": (planning.repeat_present(model), weights),
     }
+    for name in c.variants:
+        changed = distill.with_planner(config, config.distill.variants[name])
+        imagine = planning.diffusion_imagination(
+            model, schedule, task, settings.planner_config(changed), settings.sampler(changed)
+        )
+        imagines[name] = (imagine, weights)
     for name, student in students.items():
         student_weights = jax.jit(student.init)(jax.random.key(0), weights.params)
         imagines[f"{name} student"] = (student.imagine, distillation.with_student(weights, student_weights))
@@ -182,7 +197,6 @@ def decision_rows(
     peak_call, peak_flops = measure.peak_calls()["matmul"]
     times = measure.interleaved(calls | {"matmul": peak_call}, c.seconds_per_comparison, min_rounds=20)
     peak = peak_flops / times["matmul"].seconds.min()
-    delta_of = {"chain student": "chain, 1 step", "row student": "row, 1 step"}
     full = times["guided planner"].median
     return [
         row(
@@ -192,7 +206,7 @@ def decision_rows(
             baseline=None if name == "guided planner" else f"one decision on {task}, guided planner",
             ratio=None if name == "guided planner" else full / times[name].median,
             share_of_peak=flops[name] / times[name].median / peak,
-            return_delta=deltas.get(delta_of.get(name, "")),
+            return_delta=deltas.get(POLICY_OF.get(name, name)),
             sizes=dict(agents=1, preset=config.preset, neighbours=c.num_neighbours, horizon=model.config.horizon),
             p95_ms=1e3 * times[name].p95,
             mflops=flops[name] / 1e6,

@@ -7,7 +7,6 @@ of them is timed. Sizes are those of Janner et al. 2022 (`config.benchmark.sampl
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import measure, runtime
+from experiments import distill, measure, runtime
 from experiments.benchmark import Row, row
 from networld_jax import convolutions, networks, sampling
 from networld_jax.costs import matmul_flops
@@ -25,6 +24,9 @@ from networld_jax.schedules import cosine_schedule
 
 GUIDE_SCALE = 0.1  # of Janner et al. 2022
 STOP_BELOW = 2  # their cleanest levels go without guidance
+STUDENT = "one evaluation (chain student)"
+POLICY_OF = {"ddim": "six_evaluations", STUDENT: "chain, 1 step"}
+"""Variant -> the planner of `experiments.distill` whose return belongs to it."""
 
 
 class Nets(NamedTuple):
@@ -219,7 +221,8 @@ def with_convolution(choice: Callable[..., Any], fn: Callable[..., Any], *args: 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
     """All rows of the suite."""
     c = config.benchmark.sampler
-    delta = return_deltas(workdir, config.held_out).get("chain, 1 step")
+    found = distill.return_deltas(workdir, config.held_out, "ddpm")
+    deltas = {name: found.get(policy) for name, policy in POLICY_OF.items()}
     nets = make_nets(c)
     reference = torch_sampler(nets, c)
     peaks = measure.measure_peaks()
@@ -228,26 +231,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[Row]:
         row("memory bandwidth", peaks.memory_bytes_per_s / 1e9, "GB/s"),
     ]
     for batch in c.batches:
-        rows += compare(c, nets, reference, batch, delta)
+        rows += compare(c, nets, reference, batch, deltas)
     return rows + convolution_rows(c)
 
 
-def return_deltas(workdir: Path, task: str) -> dict[str, float]:
-    """Closed-loop return of students against their teacher, out of the newest `experiments.distill` result."""
-    for path in (Path(workdir) / f"distillation_{task}.json", Path("results/distillation.json")):
-        if path.exists():
-            result = json.loads(path.read_text())
-            if result["held_out"] == task:
-                return {name: r["return_delta"] for name, r in result["policies"].items()}
-    return {}
-
-
 def compare(
-    c: ml_collections.ConfigDict, nets: Nets, reference: TorchSampler | None, batch: int, delta: float | None
+    c: ml_collections.ConfigDict,
+    nets: Nets,
+    reference: TorchSampler | None,
+    batch: int,
+    deltas: dict[str, float | None],
 ) -> list[Row]:
     """One batch size: PyTorch, this library with the same algorithm, then with cheaper ones.
 
-    `delta` is what the return of a chain student was found to lose (at the preset and task of that result).
+    `deltas`: what a cheaper one was found to lose in return against "ddpm" (at the preset and task of that result).
     """
     levels = c.levels if batch < c.large_batch else c.levels_of_large_batches
     noise, present = inputs(c, levels, batch)
@@ -261,7 +258,7 @@ def compare(
         "ddpm": (measure.compiled(sample, nets.params, noise, present), (nets.params, noise, present)),
         "ddim": (measure.compiled(ddim, nets.params, noise[:1], present), (nets.params, noise[:1], present)),
     }
-    once, student = one_evaluation(nets, levels), "one evaluation (chain student)"
+    once, student = one_evaluation(nets, levels), STUDENT
     programs[student] = (measure.compiled(once, nets.params, noise[:1], present), (nets.params, noise[:1], present))
     if batch in c.full_comparison:
         im2col = with_convolution(lambda *_: convolutions.conv1d_im2col, sample, nets.params, noise, present)
@@ -315,7 +312,7 @@ def compare(
                 share_of_peak=None if work is None else work / timing.median / peak,
                 dtype="bfloat16" if "bfloat16" in name else "float32",
                 sizes=sizes,
-                return_delta=delta if name == student else None,
+                return_delta=deltas.get(name),
                 ms_per_call=1e3 * timing.median,
                 p95_ms_per_call=1e3 * timing.p95,
                 gflops_per_plan=None if work is None else work / batch / 1e9,
