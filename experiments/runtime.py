@@ -139,7 +139,8 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 @contextlib.contextmanager
 def delayed_termination() -> Iterator[Callable[[], bool]]:
     """Yields is_requested(): a first SIGTERM inside is only noted, so that a loop can stop where its state is whole; a
-    second one stops at once. Outside the main thread, where Python allows no handlers, it is never requested."""
+    second one stops at once. One that the loop was too far on to heed stops at the end of the block: what would come
+    next must not begin. Outside the main thread, where Python allows no handlers, it is never requested."""
     requests: list[float] = []
 
     def note(signum: int, frame: Any) -> None:
@@ -156,6 +157,8 @@ def delayed_termination() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(requests)
     finally:
         signal.signal(signal.SIGTERM, before)
+    if requests:
+        raise Terminated
 
 
 @contextlib.contextmanager

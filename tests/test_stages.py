@@ -209,20 +209,22 @@ def run_walk(directory, dispatches_per_checkpoint=100, data=None, dispatch=walk)
     return train_loop.train("walk", directory, start, jax.jit(dispatch), data, config, 3, {"loss": "loss"})
 
 
-def test_sigterm_stops_training_with_a_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step,message", [(2, "walk is kept at update 2"), (6, "^$")])
+def test_sigterm_stops_training_with_a_checkpoint(step, message, tmp_path, monkeypatch):
+    """In the last update, too: whatever the stage, or a queue, would do next must not begin."""
     written = runtime.MetricsLog.write
 
-    def write_and_terminate(self, step, metrics):
-        written(self, step, metrics)
-        if step == 2:
+    def write_and_terminate(self, written_step, metrics):
+        written(self, written_step, metrics)
+        if written_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     straight = run_walk(tmp_path / "straight")
     with monkeypatch.context() as patch:
         patch.setattr(runtime.MetricsLog, "write", write_and_terminate)
-        with pytest.raises(runtime.Terminated, match="walk is kept at update 2"):
+        with pytest.raises(runtime.Terminated, match=message):
             run_walk(tmp_path / "stopped")
-    assert train_loop.steps_done(tmp_path / "stopped") == 2
+    assert train_loop.steps_done(tmp_path / "stopped") == step
     assert run_walk(tmp_path / "stopped").params == straight.params
     assert contents(tmp_path / "stopped", "*.jsonl") == contents(tmp_path / "straight", "*.jsonl")
 
