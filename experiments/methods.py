@@ -89,6 +89,8 @@ CONTROLS = {
     "networld_autoregressive": pretrained("pre-trained on AR(1) noise", pretrain__data="autoregressive"),
 }
 
+TRUST = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)  # s at which noise-aware inverse models are decoded
+
 ABLATIONS = {
     **{
         f"scratch_w{w:g}": scratch(f"guidance scale {w:g}", planner__guide_scale=w)
@@ -112,6 +114,15 @@ ABLATIONS = {
         loss__noise_unit="latent",
     ),
     "scratch_idm_noise_1": scratch("inverse model trained with noise 1", loss__inverse_dynamics_noise=1.0),
+    **{
+        f"{who}_trust_{s:g}": make(
+            f"inverse model told which noise it gets, decoded at s = {s:g}",
+            model__noise_aware_inverse_dynamics=True,
+            planner__inverse_dynamics_noise=s,
+        )
+        for who, make in (("networld", pretrained), ("scratch", scratch))
+        for s in TRUST
+    },
     "scratch_centred": scratch("classifier learns the advantage", loss__centred=True),
     "scratch_advantage": scratch("inverse model weighs actions by advantage", loss__advantage_weighting=1.0),
     "scratch_best_of_4": scratch("best of 4 plans by the classifier", planner__num_candidates=4),

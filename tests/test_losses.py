@@ -9,7 +9,8 @@ import pytest
 
 from networld_jax import losses
 from networld_jax.labels import LABELS, neighbourhood_return, own_return
-from networld_jax.types import LossConfig
+from networld_jax.mean_field import mean_field
+from networld_jax.types import LossConfig, PlannerConfig
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -262,9 +263,32 @@ def test_default_latents_stay_alive_and_diffusion_alone_kills_them(config, is_he
 
 def test_noise_of_the_inverse_dynamics_is_counted_per_channel():
     stats = tiny.build().stats.replace(surprise=jnp.arange(1.0, 7.0))
-    noise = losses.inverse_dynamics_noise(stats, LossConfig(inverse_dynamics_noise=0.5))
-    np.testing.assert_allclose(noise, 0.5 * np.arange(1.0, 7.0))
-    noise = losses.inverse_dynamics_noise(stats, LossConfig(inverse_dynamics_noise=0.5, noise_unit="latent"))
-    np.testing.assert_allclose(noise, np.full(6, 0.5))
+    np.testing.assert_allclose(losses.noise_unit(stats, "surprise"), np.arange(1.0, 7.0))
+    np.testing.assert_allclose(losses.noise_unit(stats, "latent"), np.ones(6))
     with pytest.raises(ValueError, match="got 'meter'"):
         LossConfig(noise_unit="meter")
+
+
+def test_a_noise_aware_inverse_model_reads_the_plan_as_far_as_it_is_told_to():
+    """Told of little noise it finds the executed action in the next state; told of much it clones, whatever comes next.
+
+    The logged action is the expert's plus 0.2 noise, which the next state shows up to 0.1 (`tiny.linear_task`).
+    """
+    config = dataclasses.replace(tiny.CONFIG, noise_aware_inverse_dynamics=True)
+    box = tiny.with_linear_nets(tiny.build(config))
+    state, _ = tiny.train(box, LossConfig(), 600)
+    obs, action = jnp.asarray(box.data.obs[:, :-1]), box.data.action
+    z, z_next = (box.world_model.encode(state.ema_params, box.stats, "line", jnp.asarray(o)) for o in
+                 (obs, box.data.obs[:, 1:]))  # fmt: skip
+    m = mean_field(z, jnp.asarray(box.data.adjacency[:, None]))
+
+    def decoded(z_next, noise):
+        logits = box.world_model.action_logits(state.ema_params, box.stats, "line", z, m, z_next, noise)
+        return box.world_model.decode_action(box.stats, logits)
+
+    error = lambda wanted, *args: float(jnp.sqrt(jnp.mean((decoded(*args) - wanted) ** 2)))  # noqa: E731
+    expert = tiny.expert_action(np.asarray(obs), np.asarray(box.data.adjacency[:, None]))
+    assert error(action, z_next, 0.1) < 0.14 < 0.18 < error(action, z_next, 10.0)
+    assert error(expert, z_next[::-1], 10.0) < 0.1 < error(expert, z_next[::-1], 0.1)  # somebody else's next state
+    with pytest.raises(ValueError, match=r"inverse_dynamics_noise must lie in \[0.1, 10.0\], got 20"):
+        PlannerConfig(inverse_dynamics_noise=20)

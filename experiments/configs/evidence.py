@@ -9,6 +9,7 @@
 
 from ml_collections import ConfigDict
 
+from experiments import methods
 from experiments.configs import default, paper
 from networld_jax.baselines import BASELINES
 
@@ -120,6 +121,8 @@ def get_config(preset: str = "small") -> ConfigDict:
          "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_mlp_encoder", "scratch_mlp_joint",
          "scratch_predict_noise"),
     )  # fmt: skip
+    trust = tuple(f"scratch_trust_{s:g}" for s in methods.TRUST)
+    c.groups.trust = group(("networld_scratch", *trust), tiers=("mixed", "expert"))
     c.groups.adaptation = group(
         ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
         sizes=ConfigDict(few_shot),

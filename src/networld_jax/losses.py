@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from networld_jax.diffusion import denoising_loss, loss_weights, q_sample
 from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.transforms import two_hot_cross_entropy
-from networld_jax.types import LossConfig, Params, Segments, TaskStats
+from networld_jax.types import NOISE_LEVELS, LossConfig, Params, Segments, TaskStats
 
 Stats = Mapping[str, TaskStats]
 
@@ -57,20 +58,29 @@ def masked_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
 
 
-def inverse_dynamics_noise(stats: TaskStats, config: LossConfig) -> jax.Array:
-    """[D] standard deviation of the noise on z_{t+1} in the training of the inverse dynamics."""
-    unit = stats.surprise if config.noise_unit == "surprise" else jnp.ones_like(stats.surprise)
-    return config.inverse_dynamics_noise * unit
+def noise_unit(stats: TaskStats, unit: str) -> jax.Array:
+    """[D] what noise on z_{t+1} is measured in: "surprise" or "latent" standard deviations."""
+    return stats.surprise if unit == "surprise" else jnp.ones_like(stats.surprise)
 
 
-def inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, key, noise_std, action_weight) -> jax.Array:
-    """Two-hot cross-entropy of the executed action given (z_t, m_t, z_{t+1} + s eps), mean over components and pairs.
+def inverse_dynamics_loss(
+    world_model, params, stats, task, z, m, segments, key, config: LossConfig, action_weight
+) -> jax.Array:
+    """Two-hot cross-entropy of the executed action given (z_t, m_t, z_{t+1} + s u eps), mean over components and pairs.
 
-    The noise, of standard deviation `noise_std` [D], makes the model fall back to the conditional mean given (z_t, m_t)
-    as far as a sampled z_{t+1} is imprecise. `action_weight` [B, N, H] says how much each action is worth imitating.
+    The noise, s times the unit u [D] of its channel, makes the model fall back to the conditional mean given (z_t, m_t)
+    as far as a sampled z_{t+1} is imprecise. A noise-aware model learns for all s in `NOISE_LEVELS`, log-uniform, and
+    is told s; its unit is the surprise. `action_weight` [B, N, H] says how much each action is worth imitating.
     """
-    noisy_next = z[:, :, 1:] + noise_std[None, None, None, :] * jax.random.normal(key, z[:, :, 1:].shape)
-    logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next)  # [B, N, H, A, M]
+    z_next, unit = z[:, :, 1:], noise_unit(stats, config.noise_unit)
+    noise = jnp.full(z_next.shape[:-1], config.inverse_dynamics_noise)
+    if world_model.config.noise_aware_inverse_dynamics:
+        key, level_key = jax.random.split(key)
+        low, high = np.log(NOISE_LEVELS)
+        noise = jnp.exp(jax.random.uniform(level_key, noise.shape, minval=low, maxval=high))
+        unit = noise_unit(stats, "surprise")
+    noisy_next = z_next + noise[..., None] * unit[None, None, None, :] * jax.random.normal(key, z_next.shape)
+    logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next, noise)
     per_component = jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)
     losses = per_component(logits, segments.action, stats.action_bins).mean(-1)
     weight = segments.agent_mask[:, :, None] * segments.is_demonstration[:, None, :] * action_weight
@@ -140,8 +150,7 @@ def task_loss(
     advantage = label - jax.lax.stop_gradient(world_model.value(params, task, z[:, :, 0], m[:, :, 0]))
     horizon = segments.reward.shape[-1]
     weight = advantage_weight(advantage, segments.agent_mask, config.advantage_weighting, horizon)
-    idm_noise = inverse_dynamics_noise(stats, config)
-    idm = inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, idm_key, idm_noise, weight)
+    idm = inverse_dynamics_loss(world_model, params, stats, task, z, m, segments, idm_key, config, weight)
     value, action_value = value_losses(world_model, params, stats, task, z, m, segments, label)
     loss = config.inverse_dynamics_weight * idm + config.value_weight * (value + action_value)
     if config.reconstruction_weight:

@@ -233,11 +233,17 @@ def rank_by_return(world_model: WorldModel, task: str) -> RankFn:
     return rank
 
 
-def decode_plans(world_model: WorldModel, task: str, policy_params: PolicyParams, x: jax.Array) -> jax.Array:
-    """Actions [S, A] of plans [S, H, 2D] from rows 0 and 1."""
+def decode_plans(
+    world_model: WorldModel,
+    task: str,
+    policy_params: PolicyParams,
+    x: jax.Array,
+    noise: float = PlannerConfig.inverse_dynamics_noise,
+) -> jax.Array:
+    """Actions [S, A] of plans [S, H, 2D] from rows 0 and 1; `noise` is what a noise-aware inverse model is told."""
     dim = world_model.config.latent_dim
     z, m, z_next = x[:, 0, :dim], x[:, 0, dim:], x[:, 1, :dim]
-    logits = world_model.action_logits(policy_params.params, policy_params.stats, task, z, m, z_next)
+    logits = world_model.action_logits(policy_params.params, policy_params.stats, task, z, m, z_next, noise)
     return world_model.decode_action(policy_params.stats, logits)
 
 
@@ -268,23 +274,29 @@ def in_chunks(size: int) -> MapFn:
 
 
 def make_agent_plans(
-    world_model: WorldModel, task: str, imagine_fn: ImagineFn, num_candidates: int = 1, rank_fn: RankFn | None = None
+    world_model: WorldModel,
+    task: str,
+    imagine_fn: ImagineFn,
+    num_candidates: int = 1,
+    rank_fn: RankFn | None = None,
+    noise: float = PlannerConfig.inverse_dynamics_noise,
 ) -> Callable[..., Plan]:
     """plans(policy_params, keys [S], z [S, D], m [S, D]) -> Plan of S agents, each with a key of its own: an agent
     alone plans what it would plan among others. `previous` [S, H, 2D], the plans of the step before, is passed on to
     `imagine_fn`."""
     score = rank_by_return(world_model, task)
     rank_fn = rank_fn or score
+    decode = functools.partial(decode_plans, world_model, task, noise=noise)
 
     def plans(policy_params, keys, z, m, previous=None):
         num_agents = z.shape[0]
         earlier = {} if previous is None else {"previous": jnp.repeat(previous, num_candidates, axis=0)}
         if num_candidates == 1:
             x = imagine_fn(policy_params, keys, z, m, **earlier)
-            return Plan(x, score(policy_params, z, m, None, x), decode_plans(world_model, task, policy_params, x))
+            return Plan(x, score(policy_params, z, m, None, x), decode(policy_params, x))
         keys, z, m = sampling.several(num_candidates, keys, z, m)
         x = imagine_fn(policy_params, keys, z, m, **earlier)
-        action = decode_plans(world_model, task, policy_params, x)
+        action = decode(policy_params, x)
         ranked = rank_fn(policy_params, z, m, action, x).reshape(num_agents, num_candidates)
         best = jnp.argmax(ranked, -1) + num_candidates * jnp.arange(num_agents)
         x = x[best]
@@ -300,10 +312,11 @@ def make_plan(
     num_candidates: int = 1,
     rank_fn: RankFn | None = None,
     map_fn: MapFn | None = None,
+    noise: float = PlannerConfig.inverse_dynamics_noise,
 ) -> Callable[..., Plan]:
     """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call, or as
     `map_fn` spreads them; agent i with fold_in(key, i)."""
-    plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn)
+    plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn, noise)
     if map_fn is not None:
         plans = map_fn(plans)
 
@@ -385,7 +398,8 @@ def make_planner(
     spec = world_model.specs[task]
     delay = spec.message_delay_steps if config.message_delay_steps is None else config.message_delay_steps
     imagine_fn = imagine_fn or diffusion_imagination(world_model, schedule, task, config, sampler)
-    plan = make_plan(world_model, task, imagine_fn, config.num_candidates, rank_fn, map_fn)
+    noise = config.inverse_dynamics_noise
+    plan = make_plan(world_model, task, imagine_fn, config.num_candidates, rank_fn, map_fn, noise)
 
     def init(key, num_agents):
         del key

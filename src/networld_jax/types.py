@@ -14,6 +14,7 @@ import jax
 from flax import struct
 
 UNITS = ("latent", "surprise")  # per channel: its standard deviation, or that of what one step does not predict
+NOISE_LEVELS = (0.1, 10.0)  # s that a noise-aware inverse model is trained for, uniform in log s
 
 Params = dict[str, Any]  # nested dict of arrays, see WorldModel.init
 
@@ -121,6 +122,7 @@ class WorldModelConfig:
     diffusion_steps: int = 20  # K
     prediction: str = "x0"  # what the denoiser outputs: "x0" or "noise"
     inverse_dynamics_hidden: tuple[int, ...] = (256, 256)
+    noise_aware_inverse_dynamics: bool = False  # learns for all noise on z_{t+1} and is told which
     value_hidden: tuple[int, ...] = (128, 128)
     num_return_bins: int = 0  # M of the classifier's two-hot head; 0 = scalar head
     return_range: float = 5.0  # bins of the two-hot head span +- this many standard deviations
@@ -150,7 +152,8 @@ class LossConfig:
     centred: bool = False  # subtract V(z_0, m_0) from the label the classifier learns
     discount: float = 0.95
     next_row_weight: float = 3.0  # weight of row 1, the one the inverse dynamics reads; row 0 (clamped) has weight 0
-    inverse_dynamics_noise: float = 0.6  # s: std of the noise added to z_{t+1} in training, in `noise_unit`s
+    inverse_dynamics_noise: float = 0.6  # s: std of the noise added to z_{t+1} in training, in `noise_unit`s (unless
+    # the model is noise-aware)
     noise_unit: str = "surprise"  # per channel: "surprise" (TaskStats.surprise) or "latent" (its standard deviation)
     inverse_dynamics_weight: float = 1.0
     advantage_weighting: float = 0.0  # beta: actions weigh exp(beta A / std A), A = label - V(z_0, m_0); 0 = all alike
@@ -175,6 +178,7 @@ class PlannerConfig:
     num_steps: int = 3  # network evaluations of the sampler
     initial_noise_scale: float = 0.5
     latent_clip: float = 6.0
+    inverse_dynamics_noise: float = 0.6  # s a noise-aware inverse model is told: small trusts the plan, large clones
     num_averaged: int = 1  # plans per agent (and candidate) whose mean is decoded: averages the sampler's luck out
     num_candidates: int = 1  # P plans per agent; the best by `rank_fn` is executed
     message_delay_steps: int | None = None  # None = what the task declares
@@ -185,6 +189,9 @@ class PlannerConfig:
 
     def __post_init__(self):
         require_choice("guide_metric", self.guide_metric, UNITS)
+        low, high = NOISE_LEVELS
+        if not low <= self.inverse_dynamics_noise <= high:
+            raise ValueError(f"inverse_dynamics_noise must lie in [{low}, {high}], got {self.inverse_dynamics_noise}")
         if self.num_averaged < 1:
             raise ValueError(f"num_averaged must be at least 1 plan, got {self.num_averaged}")
         if not 0.0 <= self.warm_start <= 1.0:

@@ -36,7 +36,7 @@ class WorldModel(NamedTuple):
     return_bins: jax.Array | None  # [M] of the two-hot head in standardised units; None = scalar head
     predict_return: Callable[..., jax.Array]  # (params, task_index [B], x, k) -> [B] standardised return
     predict_both: Callable[..., tuple[jax.Array, jax.Array]]  # (params, task_index, x, k) -> (predict, predict_return)
-    action_logits: Callable[..., jax.Array]  # (params, stats, task, z, m, z_next [..., D]) -> [..., A, M]
+    action_logits: Callable[..., jax.Array]  # (params, stats, task, z, m, z_next [..., D], s [...]) -> [..., A, M]
     decode_action: Callable[..., jax.Array]  # (stats, logits [..., A, M]) -> [..., A] probability-weighted mean
     value: Callable[..., jax.Array]  # (params, task, z, m) -> [...] standardised return
     action_value: Callable[..., jax.Array]  # (params, stats, task, z, m, action [..., A]) -> [...]
@@ -123,7 +123,8 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
                 encoder.init(e, jnp.zeros((1, spec.obs_dim)))["params"] if config.encoder == "mlp" else {}
             )
             per_task["decoder"][name] = decoders[name].init(d, z)["params"]
-            per_task["inverse_dynamics"][name] = inverse[name].init(i, jnp.zeros((1, 3 * dim)))["params"]
+            inputs = jnp.zeros((1, 3 * dim + config.noise_aware_inverse_dynamics))
+            per_task["inverse_dynamics"][name] = inverse[name].init(i, inputs)["params"]
             per_task["value"][name] = value_head.init(v, jnp.zeros((1, 2 * dim)))["params"]
             with_action = jnp.zeros((1, 2 * dim + spec.action_dim))
             per_task["action_value"][name] = value_head.init(q, with_action)["params"]
@@ -163,8 +164,13 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
         prediction, outputs = predict_with_outputs(params, task_index, x, k)
         return prediction, scalar_return(outputs)
 
-    def action_logits(params, stats, task, z, m, z_next):
-        logits = inverse[task].apply({"params": params["inverse_dynamics"][task]}, jnp.concatenate([z, m, z_next], -1))
+    def action_logits(params, stats, task, z, m, z_next, noise=None):
+        inputs = [z, m, z_next]
+        if config.noise_aware_inverse_dynamics:
+            level = jnp.broadcast_to(noise, z_next.shape[:-1])[..., None]
+            std = level * jnp.expand_dims(stats.surprise, range(z_next.ndim - 1))
+            inputs = [z, m, z_next * jax.lax.rsqrt(1 + std**2), jnp.log10(level)]  # unit variance whatever the noise
+        logits = inverse[task].apply({"params": params["inverse_dynamics"][task]}, jnp.concatenate(inputs, -1))
         return logits + jnp.expand_dims(stats.action_log_histogram, tuple(range(logits.ndim - 2)))
 
     def decode_action(stats, logits):
