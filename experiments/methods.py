@@ -70,7 +70,13 @@ NETWORLD = {
     "idm_only": pretrained("networld's inverse model alone, z_1 = z_0", planner__imagine="present"),
     "idm_only_noise": pretrained("networld's inverse model alone, z_1 = noise", planner__imagine="noise"),
     "paper_reading": Method("the paper at its word", "world model", {}, "paper_reading", ("own+mf", "own")),
-    "ma_cdmp": Method("single-task ancestor: own return, target data", "world model", SCRATCH, "", ("own+mf", "own")),
+    "ma_cdmp": Method(
+        "single-task ancestor: own return, target data",
+        "world model",
+        SCRATCH | {"model.noise_aware_inverse_dynamics": False, "planner.inverse_dynamics_noise": 0.6},
+        "",
+        ("own+mf", "own"),
+    ),
 }
 
 CONTROLS = {

@@ -20,7 +20,7 @@ from networld_jax.labels import LABELS
 from networld_jax.networks import NUM_GROUPS
 from networld_jax.presets import PRESETS, SAMPLERS
 from networld_jax.training import SHARED
-from networld_jax.types import UNITS
+from networld_jax.types import NOISE_LEVELS, UNITS
 
 
 class Rule(NamedTuple):
@@ -146,8 +146,12 @@ RULES: dict[str, Rule] = {
     "queue.guide_scale.*": real(0),
     "queue.tier_guide_scale.*.*": real(0),
     "queue.inverse_dynamics_noise.*.*": real(0),
+    "queue.inverse_dynamics_trust.*.*": Rule(
+        f"0 or {real(*NOISE_LEVELS).allowed}", lambda v: v == 0 or real(*NOISE_LEVELS).accepts(v)
+    ),
     "scaling.task": one_of(tuple(ENVIRONMENTS)),
     "planner.guide_metric": one_of(UNITS),
+    "planner.inverse_dynamics_noise": real(*NOISE_LEVELS),
     "loss.noise_unit": one_of(UNITS),
     "baselines.methods": several(TEXT),
     "baselines.*.hidden": several(whole(1), at_least=1),

@@ -170,6 +170,7 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
         c.planner.guide_scale = scales.get(run.task, c.planner.guide_scale)
     if (noise := q.inverse_dynamics_noise.get(run.tier, {}).get(run.task)) is not None:
         c.loss.inverse_dynamics_noise = c.baselines.ma_dd.inverse_dynamics_noise = noise
+    default.use_trust(c, q.inverse_dynamics_trust.get(run.tier, {}).get(run.task, 0.0))
     method = methods.table(config).get(run.method)
     if method is not None:
         method.apply(c)

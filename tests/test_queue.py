@@ -251,6 +251,16 @@ def test_data_have_their_noise_unless_the_method_is_about_it():
     assert runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd.inverse_dynamics_noise == wanted
 
 
+def test_world_models_of_a_trusted_tier_are_noise_aware():
+    c = evidence.get_config()
+    c.queue.inverse_dynamics_trust = ConfigDict({"expert": {"rb": 5.0}})
+    resolved = {tier: runs.resolve(c, runs.Run("rb", tier, "networld")) for tier in ("expert", "mixed")}
+    assert [r.model.noise_aware_inverse_dynamics for r in resolved.values()] == [True, False]
+    assert resolved["expert"].planner.inverse_dynamics_noise == 5.0
+    own = runs.resolve(c, runs.Run("rb", "expert", "scratch_trust_0.3"))  # a method that is about it keeps its own
+    assert own.planner.inverse_dynamics_noise == 0.3
+
+
 def test_own_observations_send_no_messages(finished):
     workdir, found = finished
     (row,) = queue.run(config(methods=("ma_bc",), cells=(("own", "own"),), seeds=(0,)), workdir)

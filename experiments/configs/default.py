@@ -15,6 +15,9 @@ TASKS = ("cbf", "rb", "ns")
 GUIDE_SCALE = {"cbf": 100.0, "rb": 30.0, "ns": 300.0}
 """w per task of the `small` preset, chosen on validation instances with mixed data (docs/experiments.md, E4, E13)."""
 
+INVERSE_DYNAMICS_TRUST = {"cbf": 0.6, "rb": 0.0, "ns": 0.0}
+"""s at which a noise-aware inverse model is decoded on mixed data, 0 = it is not noise-aware; likewise chosen (E20)."""
+
 LABEL = {"cbf": "neighbourhood", "rb": "neighbourhood", "ns": "own"}
 """Whose reward an agent's return counts: where agents hardly touch each other, neighbours' rewards are noise (E13)."""
 
@@ -45,6 +48,12 @@ def use_preset(c: ConfigDict, name: str) -> ConfigDict:
     c.planner.imagine = "diffusion"  # controls without a world model: "present" (z_1 = z_0), "noise" (z_1 = noise)
     c.planner.guidance = "return"  # sham controls of the same norm: "random", "value" (gradient of V), "flipped"
     return c
+
+
+def use_trust(c: ConfigDict, noise: float) -> None:
+    """Makes inverse models noise-aware and decodes them at s = `noise`; 0 leaves them as they are."""
+    if noise:
+        c.model.noise_aware_inverse_dynamics, c.planner.inverse_dynamics_noise = True, noise
 
 
 def use_baselines(c: ConfigDict) -> None:

@@ -18,6 +18,10 @@ FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4,
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
 EXPERT_GUIDE_SCALE = default.GUIDE_SCALE | {"cbf": 30.0}  # w on expert data, where returns say less (E15)
 INVERSE_DYNAMICS_NOISE = {"expert": {"cbf": 0.6, "rb": 2.0, "ns": 0.6}}  # s of world models and MA-DD by tier (E15)
+INVERSE_DYNAMICS_TRUST = {  # s at which noise-aware world models are decoded, by tier and task; 0 = not noise-aware
+    "mixed": default.INVERSE_DYNAMICS_TRUST,
+    "expert": {"cbf": 0.0, "rb": 5.0, "ns": 0.3},
+}
 TOPOLOGIES = {  # (environment steps, over how many networks)
     "rb": ((1000, 4), (1000, 10), (1000, 20), (1000, 40)),
     "cbf": ((240, 4), (240, 8), (240, 24), (240, 60)),
@@ -76,6 +80,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.queue.guide_scale = ConfigDict(dict.fromkeys(c.tasks, c.planner.guide_scale))  # w of every task
     c.queue.tier_guide_scale = ConfigDict({"expert": EXPERT_GUIDE_SCALE})  # w by tier and task; before guide_scale
     c.queue.inverse_dynamics_noise = ConfigDict(INVERSE_DYNAMICS_NOISE)  # s by tier and task; others as configured
+    c.queue.inverse_dynamics_trust = ConfigDict(INVERSE_DYNAMICS_TRUST)  # (E20)
     c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
     if preset == "small":
         small(c)
