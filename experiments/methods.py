@@ -175,7 +175,7 @@ MODEL_FREE = {
     "ma_dd_clean": Method(
         "ma_dd with an inverse model trained without noise",
         "model-free",
-        {"baselines.ma_dd.inverse_dynamics_noise": 0.0},
+        {"baselines.ma_dd.noise_aware": False, "baselines.ma_dd.inverse_dynamics_noise": 0.0},
     ),
 }
 

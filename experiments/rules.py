@@ -18,9 +18,10 @@ from networld_envs.instances import KEY_RANGES
 from networld_jax.interop.deployment import PLATFORMS
 from networld_jax.labels import LABELS
 from networld_jax.networks import NUM_GROUPS
+from networld_jax.noise_levels import NOISE_LEVELS
 from networld_jax.presets import PRESETS, SAMPLERS
 from networld_jax.training import SHARED
-from networld_jax.types import NOISE_LEVELS, UNITS
+from networld_jax.types import UNITS
 
 
 class Rule(NamedTuple):

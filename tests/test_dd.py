@@ -54,6 +54,14 @@ class SmallDenoiser(nn.Module):
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("U-Net", marks=pytest.mark.slow)])
 def diffuser(request):
+    """The trained problem, with a small denoiser and with the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "stand-in":
+            patch.setattr(networks, "TemporalUNet", SmallDenoiser)
+        yield trained(CONFIG)
+
+
+def trained(config):
     """From 0 the state goes to s = +-1, which pays s; the action that leads there is s / 2."""
     rng = np.random.default_rng(0)
     s = rng.choice([-1.0, 1.0], (300, 1, 1, 1))
@@ -61,11 +69,9 @@ def diffuser(request):
     task = problems.spec()
     data = datasets.from_arrays(obs, np.concatenate([s, s], 1) / 2, np.concatenate([s, s], 1)[..., 0], np.zeros((1, 1)))
     stats = datasets.task_stats(data, task, problems.MODEL)
-    with jax.debug_key_reuse(True), pytest.MonkeyPatch.context() as patch:
-        if request.param == "stand-in":
-            patch.setattr(networks, "TemporalUNet", SmallDenoiser)
-        state, stats, _ = problems.train(make_dd(task, CONFIG), data, stats, CONFIG.num_updates)
-        yield task, state, stats
+    with jax.debug_key_reuse(True):
+        state, stats, _ = problems.train(make_dd(task, config), data, stats, config.num_updates)
+    return task, state, stats
 
 
 def sampled(diffuser, target, **fields):
@@ -82,6 +88,15 @@ def test_sampling_reaches_the_commanded_mode(diffuser):
         assert np.mean(np.abs(action - 0.5 * target) < 0.2) > 0.9
 
 
+def test_a_noise_aware_inverse_model_follows_the_plan_or_clones(monkeypatch):
+    monkeypatch.setattr(networks, "TemporalUNet", SmallDenoiser)
+    aware = dict(noise_aware=True)
+    problem = trained(dataclasses.replace(CONFIG, **aware))
+    follows, clones = (sampled(problem, 1.0, inverse_dynamics_noise=s, **aware) for s in (0.1, 10.0))
+    assert np.mean(np.abs(follows - 0.5) < 0.2) > 0.9
+    assert np.mean(np.abs(clones) < 0.2) > 0.9  # the mean of both modes
+
+
 def test_without_guidance_the_command_is_not_heard_and_both_modes_come(diffuser):
     high, low = (sampled(diffuser, target, guide_scale=0.0, temperature=1.0) for target in (1.0, -1.0))
     np.testing.assert_array_equal(high, low)
@@ -96,6 +111,7 @@ def test_settings_are_checked():
         (dict(prediction="v"), "prediction must be one of"),
         (dict(horizon=6), "horizon must be divisible by 4"),
         (dict(drop_probability=1.5), "drop_probability must lie in"),
+        (dict(noise_aware=True, inverse_dynamics_noise=0.0), r"inverse_dynamics_noise must lie in \[0.1, 10"),
     ):
         with pytest.raises(ValueError, match=message):
             DDConfig(**fields)

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from networld_jax.diffusion import denoising_loss, loss_weights, q_sample
 from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field
+from networld_jax.noise_levels import draw_levels
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.transforms import two_hot_cross_entropy
-from networld_jax.types import NOISE_LEVELS, LossConfig, Params, Segments, TaskStats
+from networld_jax.types import LossConfig, Params, Segments, TaskStats
 
 Stats = Mapping[str, TaskStats]
 
@@ -69,15 +69,14 @@ def inverse_dynamics_loss(
     """Two-hot cross-entropy of the executed action given (z_t, m_t, z_{t+1} + s u eps), mean over components and pairs.
 
     The noise, s times the unit u [D] of its channel, makes the model fall back to the conditional mean given (z_t, m_t)
-    as far as a sampled z_{t+1} is imprecise. A noise-aware model learns for all s in `NOISE_LEVELS`, log-uniform, and
-    is told s; its unit is the surprise. `action_weight` [B, N, H] says how much each action is worth imitating.
+    as far as a sampled z_{t+1} is imprecise. A noise-aware model learns for all s and is told s (`noise_levels`); its
+    unit is the surprise. `action_weight` [B, N, H] says how much each action is worth imitating.
     """
     z_next, unit = z[:, :, 1:], noise_unit(stats, config.noise_unit)
     noise = jnp.full(z_next.shape[:-1], config.inverse_dynamics_noise)
     if world_model.config.noise_aware_inverse_dynamics:
         key, level_key = jax.random.split(key)
-        low, high = np.log(NOISE_LEVELS)
-        noise = jnp.exp(jax.random.uniform(level_key, noise.shape, minval=low, maxval=high))
+        noise = draw_levels(level_key, noise.shape)
         unit = noise_unit(stats, "surprise")
     noisy_next = z_next + noise[..., None] * unit[None, None, None, :] * jax.random.normal(key, z_next.shape)
     logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next, noise)

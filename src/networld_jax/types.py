@@ -13,8 +13,9 @@ from typing import Any
 import jax
 from flax import struct
 
+from networld_jax.noise_levels import NOISE_LEVELS
+
 UNITS = ("latent", "surprise")  # per channel: its standard deviation, or that of what one step does not predict
-NOISE_LEVELS = (0.1, 10.0)  # s that a noise-aware inverse model is trained for, uniform in log s
 
 Params = dict[str, Any]  # nested dict of arrays, see WorldModel.init
 

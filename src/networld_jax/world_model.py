@@ -12,6 +12,7 @@ import numpy as np
 from networld_envs.types import TaskSpec
 from networld_jax import networks
 from networld_jax.datasets import normalise_obs
+from networld_jax.noise_levels import inputs_at_level
 from networld_jax.transforms import from_two_hot
 from networld_jax.types import Params, WorldModelConfig
 
@@ -165,12 +166,9 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
         return prediction, scalar_return(outputs)
 
     def action_logits(params, stats, task, z, m, z_next, noise=None):
-        inputs = [z, m, z_next]
         if config.noise_aware_inverse_dynamics:
-            level = jnp.broadcast_to(noise, z_next.shape[:-1])[..., None]
-            std = level * jnp.expand_dims(stats.surprise, range(z_next.ndim - 1))
-            inputs = [z, m, z_next * jax.lax.rsqrt(1 + std**2), jnp.log10(level)]  # unit variance whatever the noise
-        logits = inverse[task].apply({"params": params["inverse_dynamics"][task]}, jnp.concatenate(inputs, -1))
+            z_next = inputs_at_level(z_next, noise, stats.surprise)
+        logits = inverse[task].apply({"params": params["inverse_dynamics"][task]}, jnp.concatenate([z, m, z_next], -1))
         return logits + jnp.expand_dims(stats.action_log_histogram, tuple(range(logits.ndim - 2)))
 
     def decode_action(stats, logits):

@@ -27,6 +27,7 @@ from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, DiscountConfig, require, require_positive
 from networld_jax.diffusion import denoising_loss, loss_weights
 from networld_jax.losses import masked_mean, noised
+from networld_jax.noise_levels import NOISE_LEVELS, draw_levels, inputs_at_level
 from networld_jax.planning import PolicyParams
 from networld_jax.presets import SAMPLERS
 from networld_jax.schedules import cosine_schedule
@@ -46,6 +47,7 @@ class DDConfig(DiscountConfig):
     prediction: str = "x0"  # "noise"
     next_row_weight: float = 3.0  # of row 1, which the inverse model reads; 1 (CleanDiffuser: 10)
     inverse_dynamics_noise: float = 0.6  # std of the noise on o_{t+1}, in units of TaskStats.surprise; 0
+    noise_aware: bool = False  # the inverse model learns for all noise, is told which, and acts at the one above; -
     drop_probability: float = 0.25  # of the condition in training
     guide_scale: float = 1.2  # w: 1 = conditional, > 1 extrapolates; 1.2 (per task up to 6)
     target_quantile: float = 0.95  # of the training data's labels
@@ -61,7 +63,8 @@ class DDConfig(DiscountConfig):
         require(self, 2, float("inf"), "horizon")
         require(self, 1, float("inf"), "return_steps", "diffusion_steps", "num_steps", "num_averaged")
         require(self, 0.0, 1.0, "drop_probability", "target_quantile")
-        require(self, 0.0, float("inf"), "temperature", "inverse_dynamics_noise")
+        require(self, 0.0, float("inf"), "temperature")
+        require(self, *(NOISE_LEVELS if self.noise_aware else (0.0, float("inf"))), "inverse_dynamics_noise")
         require_positive(self, "clip")
         for name, allowed in (("prediction", ("x0", "noise")), ("sampler", tuple(SAMPLERS))):
             if getattr(self, name) not in allowed:
@@ -82,6 +85,7 @@ class Windows:
 def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
     """The Decision Diffuser as a Baseline."""
     width, horizon = inputs.input_dim(spec, config), config.horizon
+    inverse_dim = width + spec.obs_dim + config.noise_aware
     schedule = cosine_schedule(config.diffusion_steps)
     unet = networks.TemporalUNet(width, width=config.width, mults=config.width_mults, layout=config.layout)
     optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
@@ -115,8 +119,10 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
     def denoise(params, x, k, label, keep):
         return unet.apply({"params": params["denoiser"]}, x, k, condition=(label[:, None], keep))
 
-    def inverse(params, stats, features, next_obs):
+    def inverse(params, stats, features, next_obs, noise):
         network = actions.clone_network(spec, stats, config.hidden)
+        if config.noise_aware:
+            next_obs = inputs_at_level(next_obs, noise, stats.surprise[: spec.obs_dim])
         out = network.apply({"params": params["inverse_dynamics"]}, jnp.concatenate([features, next_obs], -1))
         return actions.add_prior(out, stats)
 
@@ -126,7 +132,7 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
         network = actions.clone_network(spec, stats, config.hidden)
         params = {
             "denoiser": unet.init(denoiser_key, x, jnp.zeros(1, jnp.int32), condition=(one[:, None], one))["params"],
-            "inverse_dynamics": network.init(inverse_key, jnp.zeros((1, width + spec.obs_dim)))["params"],
+            "inverse_dynamics": network.init(inverse_key, jnp.zeros((1, inverse_dim)))["params"],
         }
         return training.init_train_state(params, optimiser)
 
@@ -142,9 +148,13 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
             target = x0 if config.prediction == "x0" else noise
             diffusion = masked_mean(denoising_loss(prediction, target, rows), batch.weight)
             next_obs = batch.features[:, 1:, : spec.obs_dim]
-            blur = config.inverse_dynamics_noise * stats.surprise[: spec.obs_dim]
-            next_obs = next_obs + blur[None, None, :] * jax.random.normal(blur_key, next_obs.shape)
-            logits = inverse(params, stats, x0, next_obs)
+            blur = jnp.full(next_obs.shape[:-1], config.inverse_dynamics_noise)
+            if config.noise_aware:
+                blur_key, level_of_blur_key = jax.random.split(blur_key)
+                blur = draw_levels(level_of_blur_key, blur.shape)
+            std = blur[..., None] * stats.surprise[None, None, : spec.obs_dim]
+            next_obs = next_obs + std * jax.random.normal(blur_key, next_obs.shape)
+            logits = inverse(params, stats, x0, next_obs, blur)
             idm = masked_mean(actions.clone_losses(logits, batch.action, stats), batch.demonstration)
             return diffusion + idm, {"loss": diffusion + idm, "denoise": diffusion, "inverse_dynamics": idm}
 
@@ -183,7 +193,8 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
         keys = inputs.agent_keys(key, features.shape[0])
         draw = functools.partial(imagine, params, stats.extra["target_return"])
         x = sampling.averaged(draw, config.num_averaged)(keys, features)
-        return actions.decode_mean(inverse(params, stats, features, x[:, 1, : spec.obs_dim]), stats)
+        next_obs = x[:, 1, : spec.obs_dim]
+        return actions.decode_mean(inverse(params, stats, features, next_obs, config.inverse_dynamics_noise), stats)
 
     return Baseline(
         prepare=prepare,
