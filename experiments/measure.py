@@ -69,10 +69,12 @@ def compiled(fn: Callable[..., Any], *args: Any, **jit_options: Any) -> Program:
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], seconds: float, min_rounds: int = 5, max_rounds: int = 1000
 ) -> dict[str, Times]:
-    """Times of variants called in turn, one call each per round, the first of a round another one every time.
+    """Times of variants called in turn, one call each per round, every round in another random order.
 
     What else runs on the machine then hits all of them alike: one after the other the same two programs have shown a
-    ratio of 0.49 where in turn it was 1.03. One warm-up round is not counted.
+    ratio of 0.49 where in turn it was 1.03. Nor does a variant always follow the same one: who came after a large
+    matrix product, whose data had filled the caches, looked 2.6 times as slow as it is. One warm-up round is not
+    counted.
 
     Args:
       calls: name -> call without arguments; its arrays are waited for.
@@ -83,10 +85,10 @@ def interleaved(
     for call in calls.values():
         jax.block_until_ready(call())
     taken: dict[str, list[float]] = {name: [] for name in names}
+    order = np.random.default_rng(0)
     started, rounds = time.perf_counter(), 0
     while rounds < min_rounds or (time.perf_counter() - started < seconds and rounds < max_rounds):
-        for offset in range(len(names)):
-            name = names[(rounds + offset) % len(names)]
+        for name in order.permutation(names):
             begin = time.perf_counter()
             jax.block_until_ready(calls[name]())
             taken[name].append(time.perf_counter() - begin)

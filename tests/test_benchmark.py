@@ -1,5 +1,6 @@
 """The benchmark's bookkeeping: fair turns, whole rows, suites that replace only themselves, paper costs by hand."""
 
+import itertools
 import json
 import sys
 import time
@@ -17,12 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_variants_take_turns():
-    """Every variant runs once per round after one warm-up, and no variant is always the first."""
+    """Every variant runs once per round after one warm-up; none is always the first, none always follows another."""
     order = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    times = measure.interleaved(calls, seconds=0.0, min_rounds=3)
-    assert order == list("abc" + "abc" + "bca" + "cab")
-    assert all(len(t.seconds) == 3 for t in times.values())
+    times = measure.interleaved(calls, seconds=0.0, min_rounds=12)
+    rounds = [tuple(order[i : i + 3]) for i in range(3, len(order), 3)]
+    assert len(rounds) == 12 and all(sorted(names) == list("abc") for names in rounds)
+    assert {names[0] for names in rounds} == set("abc")
+    followed = {pair for names in rounds for pair in itertools.pairwise(names)}
+    assert followed == {(a, b) for a in "abc" for b in "abc" if a != b}
+    assert all(len(t.seconds) == 12 for t in times.values())
 
 
 def test_times_are_those_of_the_call():

@@ -127,9 +127,12 @@ def headlines_block() -> str:
         ]
         for r in chosen
     ]
-    return f"{chosen[0]['device']}.\n\n" + markdown_table(
-        ["suite", "", "value", "ratio", "to", "share of matmul peak"], lines
-    )
+    measured_on: dict[str, list[str]] = {}
+    for r in chosen:
+        suites = measured_on.setdefault(r["device"], [])
+        suites += [r["suite"]] * (r["suite"] not in suites)
+    devices = "; ".join(f"{device}: {', '.join(suites)}" for device, suites in measured_on.items())
+    return f"{devices}.\n\n" + markdown_table(["suite", "", "value", "ratio", "to", "share of matmul peak"], lines)
 
 
 def blocks(rows: Sequence[Row]) -> dict[str, str]:

@@ -194,9 +194,8 @@ def decision_rows(
         calls[name] = functools.partial(programs[name].call, *arguments)
         flops[name] = matmul_flops(decide, *arguments)
         sizes[name] = num_parameters(params.params)
-    peak_call, peak_flops = measure.peak_calls()["matmul"]
-    times = measure.interleaved(calls | {"matmul": peak_call}, c.seconds_per_comparison, min_rounds=20)
-    peak = peak_flops / times["matmul"].seconds.min()
+    times = measure.interleaved(calls, c.seconds_per_comparison, min_rounds=20)
+    peak = measure.measure_peaks().matmul_flops_per_s  # apart: it would leave a decision of a millisecond cold caches
     full = times["guided planner"].median
     return [
         row(
