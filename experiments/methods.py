@@ -121,12 +121,11 @@ ABLATIONS = {
     ),
     "scratch_idm_noise_1": scratch("inverse model trained with noise 1", loss__inverse_dynamics_noise=1.0),
     **{
-        f"{who}_trust_{s:g}": make(
+        f"scratch_trust_{s:g}": scratch(
             f"inverse model told which noise it gets, decoded at s = {s:g}",
             model__noise_aware_inverse_dynamics=True,
             planner__inverse_dynamics_noise=s,
         )
-        for who, make in (("networld", pretrained), ("scratch", scratch))
         for s in TRUST
     },
     "scratch_centred": scratch("classifier learns the advantage", loss__centred=True),

@@ -290,5 +290,7 @@ def test_a_noise_aware_inverse_model_reads_the_plan_as_far_as_it_is_told_to():
     expert = tiny.expert_action(np.asarray(obs), np.asarray(box.data.adjacency[:, None]))
     assert error(action, z_next, 0.1) < 0.14 < 0.18 < error(action, z_next, 10.0)
     assert error(expert, z_next[::-1], 10.0) < 0.1 < error(expert, z_next[::-1], 0.1)  # somebody else's next state
+    with pytest.raises(ValueError, match="must be told the noise"):
+        decoded(z_next, None)
     with pytest.raises(ValueError, match=r"inverse_dynamics_noise must lie in \[0.1, 10.0\], got 20"):
         PlannerConfig(inverse_dynamics_noise=20)

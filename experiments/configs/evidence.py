@@ -80,7 +80,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.queue.guide_scale = ConfigDict(dict.fromkeys(c.tasks, c.planner.guide_scale))  # w of every task
     c.queue.tier_guide_scale = ConfigDict({"expert": EXPERT_GUIDE_SCALE})  # w by tier and task; before guide_scale
     c.queue.inverse_dynamics_noise = ConfigDict(INVERSE_DYNAMICS_NOISE)  # s by tier and task; others as configured
-    c.queue.inverse_dynamics_trust = ConfigDict(INVERSE_DYNAMICS_TRUST)  # (E20)
+    c.queue.inverse_dynamics_trust = ConfigDict(INVERSE_DYNAMICS_TRUST)  # s by tier and task; 0 = off
     c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
     if preset == "small":
         small(c)

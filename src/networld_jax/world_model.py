@@ -167,6 +167,8 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
 
     def action_logits(params, stats, task, z, m, z_next, noise=None):
         if config.noise_aware_inverse_dynamics:
+            if noise is None:
+                raise ValueError("a noise-aware inverse model must be told the noise s on z_next, got None")
             z_next = inputs_at_level(z_next, noise, stats.surprise)
         logits = inverse[task].apply({"params": params["inverse_dynamics"][task]}, jnp.concatenate([z, m, z_next], -1))
         return logits + jnp.expand_dims(stats.action_log_histogram, tuple(range(logits.ndim - 2)))
