@@ -167,14 +167,19 @@ ABLATIONS = {
     },
 }  # fmt: skip
 
-VARIANT_OF = {"ma_dd_clean": "ma_dd"}  # model-free variant -> the entry of BASELINES behind it
+VARIANT_OF = {"ma_dd_clean": "ma_dd", "ma_dd_aware": "ma_dd"}  # model-free variant -> the entry of BASELINES behind it
 
 MODEL_FREE = {
     **{name: Method(f"baseline {name}", "model-free") for name in BASELINES},
     "ma_dd_clean": Method(
         "ma_dd with an inverse model trained without noise",
         "model-free",
-        {"baselines.ma_dd.noise_aware": False, "baselines.ma_dd.inverse_dynamics_noise": 0.0},
+        {"baselines.ma_dd.inverse_dynamics_noise": 0.0},
+    ),
+    "ma_dd_aware": Method(
+        "ma_dd with a noise-aware inverse model, decoded at networld's s",
+        "model-free",
+        {"baselines.ma_dd.noise_aware": True},
     ),
 }
 

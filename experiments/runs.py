@@ -174,6 +174,8 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
     method = methods.table(config).get(run.method)
     if method is not None:
         method.apply(c)
+    if c.baselines.ma_dd.noise_aware:
+        c.baselines.ma_dd.inverse_dynamics_noise = c.planner.inverse_dynamics_noise
     if run.num_steps:
         c.adapt.num_steps, c.adapt.num_topologies = run.num_steps, run.num_topologies
         c.adapt.num_trajectories = 0

@@ -248,7 +248,6 @@ def test_data_have_their_noise_unless_the_method_is_about_it():
     scale = lambda tier: runs.resolve(c, runs.Run("cbf", tier, "networld")).planner.guide_scale  # noqa: E731
     assert scale("mixed") == c.queue.guide_scale.cbf != scale("expert") == c.queue.tier_guide_scale.expert.cbf
     assert runs.resolve(c, runs.Run("cbf", "expert", "scratch_w0")).planner.guide_scale == 0.0
-    c.queue.inverse_dynamics_trust.expert.rb = 0.0
     assert runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd.inverse_dynamics_noise == wanted
 
 
@@ -258,8 +257,8 @@ def test_world_models_of_a_trusted_tier_are_noise_aware():
     resolved = {tier: runs.resolve(c, runs.Run("rb", tier, "networld")) for tier in ("expert", "mixed")}
     assert [r.model.noise_aware_inverse_dynamics for r in resolved.values()] == [True, False]
     assert resolved["expert"].planner.inverse_dynamics_noise == 5.0
-    rival = runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd
-    assert rival.noise_aware and rival.inverse_dynamics_noise == 5.0
+    rivals = [runs.resolve(c, runs.Run("rb", "expert", m)).baselines.ma_dd for m in ("ma_dd", "ma_dd_aware")]
+    assert [(r.noise_aware, r.inverse_dynamics_noise) for r in rivals] == [(False, 2.0), (True, 5.0)]
     own = runs.resolve(c, runs.Run("rb", "expert", "scratch_trust_0.3"))  # a method that is about it keeps its own
     assert own.planner.inverse_dynamics_noise == 0.3
 

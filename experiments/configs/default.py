@@ -51,9 +51,8 @@ def use_preset(c: ConfigDict, name: str) -> ConfigDict:
 
 
 def use_trust(c: ConfigDict, noise: float) -> None:
-    """Makes inverse models (MA-DD's, too) noise-aware and decodes them at s = `noise`; 0 leaves them as they are."""
+    """Makes inverse models noise-aware and decodes them at s = `noise`; 0 leaves them as they are."""
     if noise:
-        c.baselines.ma_dd.update(noise_aware=True, inverse_dynamics_noise=noise)
         c.model.noise_aware_inverse_dynamics, c.planner.inverse_dynamics_noise = True, noise
 
 

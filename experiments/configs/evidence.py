@@ -13,7 +13,7 @@ from experiments import methods
 from experiments.configs import default, paper
 from networld_jax.baselines import BASELINES
 
-HEADLINE = (*BASELINES, "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
+HEADLINE = (*BASELINES, "ma_dd_aware", "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
 EXPERT_GUIDE_SCALE = default.GUIDE_SCALE | {"cbf": 30.0}  # w on expert data, where returns say less (E15)
