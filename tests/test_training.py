@@ -198,8 +198,8 @@ def test_inverse_dynamics_reads_the_next_latent():
 
     def loss(z):
         args = box.world_model, state.params, box.stats, "line", z, m, segments, jax.random.key(3)
-        alike = jnp.ones((4, tiny.AGENTS, H))
-        return float(losses.inverse_dynamics_loss(*args, noise_std=jnp.zeros(z.shape[-1]), action_weight=alike))
+        clean, alike = LossConfig(inverse_dynamics_noise=0.0), jnp.ones((4, tiny.AGENTS, H))
+        return float(losses.inverse_dynamics_loss(*args, clean, action_weight=alike))
 
     shuffled = z.at[:, :, 1:].set(z[::-1, :, 1:])
     assert loss(z) < loss(shuffled) - 0.1
