@@ -14,6 +14,7 @@ import ml_collections
 
 from experiments.configs import default
 from networld_jax.baselines import BASELINES
+from networld_jax.types import PlannerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,10 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
 
 
 SCRATCH = {"adapt.from_scratch": True}
+FIXED_NOISE = {
+    "model.noise_aware_inverse_dynamics": False,
+    "planner.inverse_dynamics_noise": PlannerConfig.inverse_dynamics_noise,
+}
 
 
 def scratch(note: str, preset: str = "", **changes: Any) -> Method:
@@ -73,7 +78,7 @@ NETWORLD = {
     "ma_cdmp": Method(
         "single-task ancestor: own return, target data",
         "world model",
-        SCRATCH | {"model.noise_aware_inverse_dynamics": False, "planner.inverse_dynamics_noise": 0.6},
+        SCRATCH | FIXED_NOISE,
         "",
         ("own+mf", "own"),
     ),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from networld_jax.diffusion import denoising_loss, loss_weights, q_sample
 from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field
-from networld_jax.noise_levels import draw_levels
+from networld_jax.noise_levels import disturb
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.transforms import two_hot_cross_entropy
 from networld_jax.types import LossConfig, Params, Segments, TaskStats
@@ -72,13 +72,9 @@ def inverse_dynamics_loss(
     as far as a sampled z_{t+1} is imprecise. A noise-aware model learns for all s and is told s (`noise_levels`); its
     unit is the surprise. `action_weight` [B, N, H] says how much each action is worth imitating.
     """
-    z_next, unit = z[:, :, 1:], noise_unit(stats, config.noise_unit)
-    noise = jnp.full(z_next.shape[:-1], config.inverse_dynamics_noise)
-    if world_model.config.noise_aware_inverse_dynamics:
-        key, level_key = jax.random.split(key)
-        noise = draw_levels(level_key, noise.shape)
-        unit = noise_unit(stats, "surprise")
-    noisy_next = z_next + noise[..., None] * unit[None, None, None, :] * jax.random.normal(key, z_next.shape)
+    is_aware = world_model.config.noise_aware_inverse_dynamics
+    unit = noise_unit(stats, "surprise" if is_aware else config.noise_unit)
+    noisy_next, noise = disturb(key, z[:, :, 1:], unit, None if is_aware else config.inverse_dynamics_noise)
     logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next, noise)
     per_component = jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)
     losses = per_component(logits, segments.action, stats.action_bins).mean(-1)

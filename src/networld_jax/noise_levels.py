@@ -21,6 +21,17 @@ def draw_levels(key: chex.PRNGKey, shape: tuple[int, ...]) -> jax.Array:
     return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
 
 
+def disturb(key: chex.PRNGKey, values: jax.Array, unit: jax.Array, noise: float | None) -> tuple[jax.Array, jax.Array]:
+    """(values + s u eps, s): values [..., D], unit u [D], s [...] = `noise`, or drawn from all levels if that is None."""
+    if noise is None:
+        key, level_key = jax.random.split(key)
+        level = draw_levels(level_key, values.shape[:-1])
+    else:
+        level = jnp.full(values.shape[:-1], noise)
+    std = level[..., None] * jnp.expand_dims(unit, range(values.ndim - 1))
+    return values + std * jax.random.normal(key, values.shape), level
+
+
 def inputs_at_level(disturbed: jax.Array, level: jax.Array, unit: jax.Array) -> jax.Array:
     """[..., D + 1]: disturbed [..., D] / sqrt(1 + s^2 u^2), of unit variance whatever the noise, and log10 s.
 

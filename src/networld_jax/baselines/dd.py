@@ -27,7 +27,7 @@ from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, DiscountConfig, require, require_positive
 from networld_jax.diffusion import denoising_loss, loss_weights
 from networld_jax.losses import masked_mean, noised
-from networld_jax.noise_levels import NOISE_LEVELS, draw_levels, inputs_at_level
+from networld_jax.noise_levels import NOISE_LEVELS, disturb, inputs_at_level
 from networld_jax.planning import PolicyParams
 from networld_jax.presets import SAMPLERS
 from networld_jax.schedules import cosine_schedule
@@ -147,13 +147,10 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
             rows = loss_weights(horizon, width, next_row_weight=config.next_row_weight)
             target = x0 if config.prediction == "x0" else noise
             diffusion = masked_mean(denoising_loss(prediction, target, rows), batch.weight)
-            next_obs = batch.features[:, 1:, : spec.obs_dim]
-            blur = jnp.full(next_obs.shape[:-1], config.inverse_dynamics_noise)
-            if config.noise_aware:
-                blur_key, level_of_blur_key = jax.random.split(blur_key)
-                blur = draw_levels(level_of_blur_key, blur.shape)
-            std = blur[..., None] * stats.surprise[None, None, : spec.obs_dim]
-            next_obs = next_obs + std * jax.random.normal(blur_key, next_obs.shape)
+            level = None if config.noise_aware else config.inverse_dynamics_noise
+            next_obs, blur = disturb(
+                blur_key, batch.features[:, 1:, : spec.obs_dim], stats.surprise[: spec.obs_dim], level
+            )
             logits = inverse(params, stats, x0, next_obs, blur)
             idm = masked_mean(actions.clone_losses(logits, batch.action, stats), batch.demonstration)
             return diffusion + idm, {"loss": diffusion + idm, "denoise": diffusion, "inverse_dynamics": idm}
