@@ -22,7 +22,7 @@ def draw_levels(key: chex.PRNGKey, shape: tuple[int, ...]) -> jax.Array:
 
 
 def disturb(key: chex.PRNGKey, values: jax.Array, unit: jax.Array, noise: float | None) -> tuple[jax.Array, jax.Array]:
-    """(values + s u eps, s): values [..., D], unit u [D], s [...] = `noise`, or drawn from all levels if that is None."""
+    """(values + s u eps, s): values [..., D], unit u [D], s [...] = `noise`, or drawn from all levels if it is None."""
     if noise is None:
         key, level_key = jax.random.split(key)
         level = draw_levels(level_key, values.shape[:-1])
