@@ -41,7 +41,7 @@ def users_of_episode(key: jax.Array, params: NSParams, num_windows: int) -> jax.
 
     def window(state, t):
         draws = draw(jax.random.fold_in(key, 1 + t), state, params)
-        users, hotspots, log_mix = advance_users(state, draws, params)
+        users, hotspots, log_mix, _ = advance_users(state, draws, params)
         cell = ns_mobility.nearest_cell(users.position_m, params)
         counts = ns.user_counts(cell, users.slice_index, params)
         return state.replace(users=users, hotspots=hotspots, log_mix=log_mix, t=state.t + 1), counts
@@ -62,7 +62,7 @@ def rewards_on_model(
 
     def window_scores(users):
         load = ns_model.expected_load(model, users, equal / params.bandwidth_hz * model.num_rbs)
-        return ns.split_scores(model, users, ns_model.around_load(model, load), grid.splits)
+        return ns.split_scores(ns_model.ssr_curves(model, users, ns_model.around_load(model, load)), grid.splits)
 
     users = users_of_episode(key, params, burn_in_windows + num_windows + ns.LOOKAHEAD + 1)[burn_in_windows:]
     scores = jax.lax.map(window_scores, users)  # [T + look-ahead + 1, N, splits]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_envs import ns_mobility, ns_slots, ns_traffic
+from networld_envs import ns_mobility, ns_slots, ns_traffic, ns_window
 from networld_envs.ns import make_ns
 from networld_envs.ns_params import PRESETS, NSParams
 from networld_envs.ns_window import next_allocation, project_action, whole_rbs
@@ -62,9 +62,10 @@ def test_a_window_equals_the_loop(env, rollout):
         snr = np.asarray(ns_mobility.snr_per_rb(after.users.position_m, params), np.float64)
         # A user whose session ended starts with a fresh timer, drawn in this window.
         position = np.asarray(after.users.position_m)
-        users, _, _ = advanced_users(before, draws, params)
+        users, _, _, ended = ns_window.advance_users(before, draws, params)
         np.testing.assert_allclose(np.asarray(users.position_m), position, rtol=1e-5, atol=1e-4)  # jit rounds otherwise
         queues, timers = unpack_queues(before.queue), np.asarray(users.timer_slots).copy()
+        queues = [[] if gone else queue for gone, queue in zip(np.asarray(ended), queues, strict=True)]
         pointers = np.asarray(before.pointer_id).copy()
         gap, size = (np.asarray(x, np.float64) for x in ns_traffic.packet_uniforms(draws.packet_words))
         flat = lambda x: np.asarray(x, np.float64).reshape(x.shape[0], -1)  # noqa: E731
@@ -92,22 +93,13 @@ def test_a_window_equals_the_loop(env, rollout):
     assert min(seen.values()) > 0, f"the case must exercise everything, got {seen}"
 
 
-def advanced_users(before, draws, params):
-    """Users after movement and renewal, from the public functions."""
-    hotspots = ns_mobility.move_hotspots(before.hotspots, draws.sessions.hotspot_uniform, params)
-    users = ns_mobility.move_users(before.users, hotspots, params)
-    log_mix = before.log_mix + params.mix_return * (before.mean_log_mix - before.log_mix)
-    log_mix = log_mix + params.mix_drift * draws.mix_normal
-    idle = before.queue.ages == 0
-    users = ns_mobility.renew_sessions(users, draws.sessions, jax.nn.softmax(log_mix), hotspots, idle, params)
-    return users, hotspots, log_mix
-
-
 def test_packets_are_conserved_across_windows_and_handover(env, rollout):
     for before, _, _, after, step in rollout:
         judged = sum(step.metrics[f"judged_{name}"].sum() for name in ns_traffic.SLICES)
         waited = ns_slots.num_queued(before.queue).sum()
-        assert float(after.arrivals_last.sum() + waited) == float(judged + after.backlog.sum())
+        left = step.metrics["abandoned"].sum()
+        assert float(after.arrivals_last.sum() + waited) == float(judged + after.backlog.sum() + left)
+    assert any(float(step[4].metrics["abandoned"].sum()) for step in rollout), "nobody left with packets waiting"
     cells = [np.asarray(step[3].cell) for step in rollout]
     assert any((a != b).any() for a, b in itertools.pairwise(cells)), "nobody handed over"
 
@@ -125,6 +117,33 @@ def test_allocation_moves_by_at_most_the_limit_and_one_window_late(env, rollout)
     assert np.abs(np.asarray(other.alloc_hz - after.alloc_hz)).max() > 1e5
 
 
+def test_every_policy_meets_the_same_users(env):
+    """Sessions end whether they are served or not: a starved slice must not keep its users."""
+    params = env.default_params.replace(session_end_probability=0.3)
+    draw, transition = jax.jit(env.draw), jax.jit(env.transition)
+    first, _ = jax.jit(env.reset)(jax.random.key(3), params)
+    generous = first.replace(alloc_hz=jnp.broadcast_to(jnp.array([4e6, 3e6, 3e6]), first.alloc_hz.shape))
+    starving = first.replace(alloc_hz=jnp.broadcast_to(jnp.array([0.0, 0.0, 1e7]), first.alloc_hz.shape))
+    for t in range(4):
+        draws = draw(jax.random.key(200 + t), generous, params)
+        generous, _ = transition(generous, generous.alloc_hz, draws, params)
+        starving, _ = transition(starving, starving.alloc_hz, draws, params)
+    jax.tree.map(np.testing.assert_array_equal, generous.hotspots, starving.hotspots)
+    for field in ("position_m", "slice_index", "hotspot"):
+        np.testing.assert_array_equal(getattr(generous.users, field), getattr(starving.users, field))
+    assert float(starving.backlog[:, :2].sum()) > float(generous.backlog[:, :2].sum()), "nobody was starved"
+
+
+def test_who_leaves_takes_what_waits(rollout):
+    _, _, _, state, _ = rollout[-1]
+    waiting = np.asarray(ns_slots.num_queued(state.queue))
+    ended = np.arange(waiting.size) % 2 == 0
+    queue, abandoned = ns_window.abandon(state.queue, jnp.asarray(ended))
+    assert waiting[ended].sum() > 0 and waiting[~ended].sum() > 0
+    np.testing.assert_array_equal(abandoned, np.where(ended, waiting, 0))
+    np.testing.assert_array_equal(ns_slots.num_queued(queue), np.where(ended, 0, waiting))
+
+
 def test_change_goes_straight_to_the_target():
     params = NSParams(max_change_hz=1e6)
     start, target = jnp.array([[8e6, 1e6, 1e6]]), jnp.array([[2e6, 4e6, 4e6]])
@@ -134,7 +153,7 @@ def test_change_goes_straight_to_the_target():
 
 
 def test_projection_is_on_the_simplex_and_keeps_proportions():
-    params = NSParams()
+    params = NSParams(bandwidth_hz=10e6)
     action = jnp.array([[1.0, 1.0, 2.0], [0.0, 0.0, 0.0], [-5.0, 3e6, 1e6]])
     expected = [[2.5e6, 2.5e6, 5e6], [1e7 / 3] * 3, [0.0, 7.5e6, 2.5e6]]
     np.testing.assert_allclose(project_action(action * jnp.array([[1e6], [1.0], [1.0]]), params), expected, atol=20)

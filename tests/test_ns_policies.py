@@ -35,12 +35,14 @@ def score(env):
     rows = experts.policies(params) | {"given": experts.given_split(params)}
     names = ("given", "constant", "expert")
 
-    def act(key, choice, carry, obs, adjacency, env_state):
+    def act(key, choice, memory, obs, adjacency, env_state):
         index, shares = choice
-        branches = [lambda name=name: rows[name].act(key, shares, (), obs, adjacency, env_state)[0] for name in names]
-        return jax.lax.switch(index, branches), carry
+        actions, memories = zip(
+            *(rows[name].act(key, shares, memory, obs, adjacency, env_state) for name in names), strict=True
+        )
+        return jnp.stack(actions)[index], memories[names.index("expert")]
 
-    run = make_evaluator(env, Policy(init=lambda key, num_agents: (), act=act), PROTOCOL)
+    run = make_evaluator(env, Policy(init=rows["expert"].init, act=act), PROTOCOL)
     keys = instance_keys("ns", "validation", PROTOCOL.num_instances)
     equal = jnp.full((params.num_cells, 3), 1 / 3)
     return lambda name, shares=equal: run(keys, (jnp.int32(names.index(name)), shares), params).reward
@@ -116,8 +118,24 @@ def test_expert_hears_its_neighbours_only(env):
     policy = experts.expert(params)
     state, obs = env.reset(jax.random.key(0), params)
     adjacency = env.adjacency(state, params).at[0].set(0.0).at[:, 0].set(0.0)  # cell 0 hears nobody
-    act = jax.jit(lambda obs: policy.act(jax.random.key(1), {}, (), obs, adjacency, None)[0])
+    memory = policy.init(jax.random.key(2), params.num_cells)
+    act = jax.jit(lambda obs: policy.act(jax.random.key(1), {}, memory, obs, adjacency, None)[0])
     obs = obs.at[:, :6].set(20.0).at[:, 9:12].set(jnp.array([8.0, 25.0, 22.0])[None] / 55)
     video = jnp.array([1, 4])  # before and last
     moved = np.abs(np.asarray(act(obs.at[0, video].set(0.0)) - act(obs.at[0, video].set(400.0)))).sum(-1)
     assert moved[0] > 0 and (moved[1:] == 0).all()
+
+
+def test_expert_learns_the_links_of_its_cell(model):
+    """A window that keeps coming back: the corrected model ends at the satisfaction seen."""
+    users, rbs = jnp.full((7, 3), 30.0), jnp.broadcast_to(jnp.array([8.0, 25.0, 22.0]), (7, 3))
+    memory = experts.ExpertMemory(jnp.zeros((7, 3)), users, rbs, jnp.full(7, 0.5), jnp.int32(1))
+    expected = ns_model.ssr_curves(model, users, memory.around)[0, :, [8, 25, 22]][[0, 1, 2], [0, 1, 2]]
+    seen = jnp.broadcast_to(jnp.clip(expected - jnp.array([0.1, 0.2, 0.0]), 0.02, 0.98), (7, 3))
+    arrivals = jnp.ones((7, 3)).at[3].set(0.0)  # cell 3 has seen nothing
+    learn = jax.jit(lambda memory: experts.learn_links(model, memory, users, arrivals, seen))
+    for _ in range(60):
+        memory = memory.replace(shift=learn(memory))
+    logit = lambda p: jnp.log(p / (1 - p))  # noqa: E731
+    np.testing.assert_allclose(memory.shift[0], logit(seen[0]) - logit(jnp.clip(expected, 0.01, 0.99)), atol=0.02)
+    np.testing.assert_array_equal(memory.shift[3], 0)

@@ -1,4 +1,4 @@
-"""Network slicing (`ns`): 19 base stations split 10 MHz among three services whose users move.
+"""Network slicing (`ns`): 19 base stations split 5 MHz among three services whose users move.
 
 | | |
 |---|---|
@@ -121,8 +121,8 @@ def make_ns(preset: str = "default", user_traces: Any = None, **overrides: Any) 
     """Network slicing.
 
     Args:
-      preset: "default"; "crowds" (crowds that stay long and move fast, on 5 MHz: planning is worth more, see
-        docs/environments_ns.md); "published" (wiped queues, no interference, instant allocation: 19 independent
+      preset: "default"; "roaming" (10 MHz, short-lived crowds, many users who roam: planning is worth less, see
+        docs/environments_ns.md); "published" (10 MHz, wiped queues, no interference, instant allocation: 19 independent
         bandits); "faithful" (windows of 2000 slots); "tiny" (7 BSs, 140 users, 40 slots: for tests).
       user_traces: (positions [T, U, 2] in m, slices [U]) of recorded users, instead of simulated sessions: window t of
         an episode reads positions[(start + t) mod T] with a random start; base stations are `NSParams.centres_m`.

@@ -155,12 +155,13 @@ def new_sessions(draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, params
 
 
 def renew_sessions(
-    users: Users, draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, may_end: jax.Array, params: Any
-) -> Users:
-    """Ends sessions that may end ([U] bool) with `session_end_probability`; a new one takes the row."""
-    ends = may_end & (draws.uniform[0] < params.session_end_probability)
+    users: Users, draws: SessionDraws, mix: jax.Array, hotspots: Hotspots, params: Any
+) -> tuple[Users, jax.Array]:
+    """Ends sessions with `session_end_probability`, served or not; a new one takes the row: (users, [U] bool ended)."""
+    ended = draws.uniform[0] < params.session_end_probability
     fresh = new_sessions(draws, mix, hotspots, params)
-    return jax.tree.map(lambda new, old: jnp.where(ends.reshape(-1, *[1] * (old.ndim - 1)), new, old), fresh, users)
+    renewed = jax.tree.map(lambda new, old: jnp.where(ended.reshape(-1, *[1] * (old.ndim - 1)), new, old), fresh, users)
+    return renewed, ended
 
 
 def move_users(users: Users, hotspots: Hotspots, params: Any) -> Users:

@@ -32,17 +32,17 @@ class NSParams:
     window_slots: int = _static(200)
     cell_radius_m: float = _static(40.0)
     rules: SlotRules = _static(SlotRules((19, 19, 5), discard_expired=True))
-    traffic_load: tuple[float, float, float] = _static((48.0, 3.0, 24.0))  # divides the gaps between packets, per slice
+    traffic_load: tuple[float, float, float] = _static((72.0, 1.25, 24.0))  # divides the gaps between packets, per slice
     urllc_size: str = _static("small")  # or "large"
     observation: str = _static("full")  # 15 numbers, or "demand": the 6 arrival counts
     carries_queues: bool = _static(True)  # False: queues are wiped at window starts, what waits counts as missed
     has_interference: bool = _static(True)
     is_instant: bool = _static(False)  # True: an allocation serves the window of its own step, without a change limit
     interference_slots: int = _static(20)  # the load of the last 10 ms sets the interference of the next 10 ms
-    hotspots_per_slice: int = _static(3)
+    hotspots_per_slice: int = _static(6)
     episode_steps: int | jax.Array = 1000
-    bandwidth_hz: float | jax.Array = 10e6  # W
-    max_change_hz: float | jax.Array = 0.25e6  # per slice and window
+    bandwidth_hz: float | jax.Array = 5e6  # W
+    max_change_hz: float | jax.Array = 0.2e6  # per slice and window
     mimo_factor: float | jax.Array = 64.0  # M, multiplies log10(1 + SINR)
     tx_power_dbw: float | jax.Array = 16.0
     antenna_gain_db: float | jax.Array = 20.0
@@ -50,14 +50,14 @@ class NSParams:
     shadow_std_db: float | jax.Array = 8.0
     mobility_step_s: float | jax.Array = 1.0  # time that users move for between two windows
     speed_mps: tuple[float, float, float] = _static((1.0, 4.0, 8.0))  # roaming users, per slice
-    hotspot_speed_mps: float | jax.Array = 0.75
-    hotspot_dwell_windows: float | jax.Array = 2.0  # mean stay of a hot-spot in a cell
-    hotspot_fraction: float | jax.Array = 0.7  # of the sessions
-    hotspot_std_m: float | jax.Array = 12.0
+    hotspot_speed_mps: float | jax.Array = 10.0
+    hotspot_dwell_windows: float | jax.Array = 120.0  # mean stay of a hot-spot in a cell
+    hotspot_fraction: float | jax.Array = 0.95  # of the sessions
+    hotspot_std_m: float | jax.Array = 20.0
     session_end_probability: float | jax.Array = 0.02  # per window
-    mix_concentration: float | jax.Array = 2.0  # slice mix of an episode ~ Dirichlet(c, c, c)
+    mix_concentration: float | jax.Array = 10.0  # slice mix of an episode ~ Dirichlet(c, c, c)
     mix_return: float | jax.Array = 0.01  # pull of the drifting log mix to the episode's mean, per window
-    mix_drift: float | jax.Array = 0.15  # standard deviation of its steps
+    mix_drift: float | jax.Array = 0.2  # standard deviation of its steps
     traces: UserTraces | None = None  # recorded users instead of simulated sessions
 
     @property
@@ -83,21 +83,21 @@ class NSParams:
         return self.window_slots * slots.SLOT_S
 
 
-_PUBLISHED = dict(
+_ROAMING = dict(  # wide band, few short-lived crowds, many who roam: a constant split is nearly enough
+    bandwidth_hz=10e6, max_change_hz=0.25e6, traffic_load=(48.0, 3.0, 24.0), hotspots_per_slice=3,
+    hotspot_fraction=0.7, hotspot_speed_mps=0.75, hotspot_dwell_windows=2.0, hotspot_std_m=12.0,
+    mix_concentration=2.0, mix_drift=0.15,
+)  # fmt: skip
+_PUBLISHED = _ROAMING | dict(
     rules=SlotRules(), carries_queues=False, has_interference=False, is_instant=True, hotspots_per_slice=0,
     session_end_probability=0.0, mimo_factor=16.0, traffic_load=(1.0, 1.0, 1.0),
 )  # fmt: skip
-_CROWDS = dict(  # nearly everybody belongs to a crowd that stays for long and moves fast; found by gates_on_model
-    bandwidth_hz=5e6, max_change_hz=0.2e6, traffic_load=(72.0, 1.25, 24.0), hotspots_per_slice=6,
-    hotspot_fraction=0.95, hotspot_speed_mps=10.0, hotspot_dwell_windows=120.0, hotspot_std_m=20.0,
-    mix_concentration=10.0, mix_drift=0.2,
-)  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "crowds": _CROWDS,
+    "roaming": _ROAMING,
     "published": _PUBLISHED,
     "faithful": dict(window_slots=2000),
-    "tiny": dict(num_cells=7, num_users=140, window_slots=40),
+    "tiny": _ROAMING | dict(num_cells=7, num_users=140, window_slots=40),
 }
 
 

@@ -172,19 +172,28 @@ def _run_window(cells, queue, pointer_id, load, timer, packets, snr_rb, inr_rb, 
     return queue, pointers.user_id, tally, *carry, load, loads.mean(axis=0)
 
 
-def advance_users(state: NSState, draws: NSDraws, params: NSParams) -> tuple[Users, Hotspots, jax.Array]:
-    """Movement, drift of the slice mix, session ends: (users, hot-spots, log mix)."""
+def advance_users(state: NSState, draws: NSDraws, params: NSParams) -> tuple[Users, Hotspots, jax.Array, jax.Array]:
+    """Movement, drift of the slice mix, session ends: (users, hot-spots, log mix, [U] bool session ended).
+
+    No allocation enters: all policies meet the same users.
+    """
     if params.traces is not None:
         row = (state.trace_start + state.t) % params.traces.position_m.shape[0]
         position = _row(params.traces.position_m, row)
-        return state.users.replace(position_m=position), state.hotspots, state.log_mix
+        nobody = jnp.zeros(params.num_users, bool)
+        return state.users.replace(position_m=position), state.hotspots, state.log_mix, nobody
     hotspots = mobility.move_hotspots(state.hotspots, draws.sessions.hotspot_uniform, params)
     users = mobility.move_users(state.users, hotspots, params)
     log_mix = state.log_mix + params.mix_return * (state.mean_log_mix - state.log_mix)
     log_mix = log_mix + params.mix_drift * draws.mix_normal
-    idle = state.queue.ages == 0
-    users = mobility.renew_sessions(users, draws.sessions, jax.nn.softmax(log_mix), hotspots, idle, params)
-    return users, hotspots, log_mix
+    users, ended = mobility.renew_sessions(users, draws.sessions, jax.nn.softmax(log_mix), hotspots, params)
+    return users, hotspots, log_mix, ended
+
+
+def abandon(queue: Queue, ended: jax.Array) -> tuple[Queue, jax.Array]:
+    """Who leaves takes the packets that wait along, judged by nobody: (queue, [U] int32 such packets)."""
+    abandoned = jnp.where(ended, slots.num_queued(queue), 0)
+    return jax.tree.map(lambda x: jnp.where(ended, 0, x), queue), abandoned
 
 
 def _per_cell(group_of_user: jax.Array, num_cells: int, x: jax.Array) -> jax.Array:
@@ -225,12 +234,13 @@ class _Served:
     rate_bps_slots: jax.Array  # [N] sum over users and slots of the scheduled rate
 
 
-def _serve(state: NSState, users: Users, cell: jax.Array, alloc_hz, draws: NSDraws, params: NSParams) -> _Served:
-    """All slots of a window for users that have moved to their cells."""
+def _serve(
+    state: NSState, users: Users, cell: jax.Array, queue: Queue, alloc_hz, draws: NSDraws, params: NSParams
+) -> _Served:
+    """All slots of a window for users that have moved to their cells with what waits for them."""
     user_id, group = _service_order(cell, users.slice_index, params)
     cells = _cells(user_id, group, alloc_hz, params)
     snr_rb, inr_rb = _radio(users, cell, user_id, params)
-    queue = state.queue if params.carries_queues else slots.empty_queue((params.num_users,), snr_rb.dtype)
     queue, timer = jax.tree.map(lambda x: _into_order(x, user_id), (queue, users.timer_slots))
     packets = _packets(cells, draws.packet_words, params, snr_rb.dtype)
     queue, pointer_id, tally, timer, arrived, load, mean_load = _run_window(
@@ -260,7 +270,9 @@ def _judged(served: _Served, params: NSParams) -> jax.Array:
     return judged if params.carries_queues else judged + served.waiting
 
 
-def _metrics(served: _Served, ssr: jax.Array, handover: jax.Array, params: NSParams) -> dict[str, jax.Array]:
+def _metrics(
+    served: _Served, ssr: jax.Array, handover: jax.Array, abandoned: jax.Array, params: NSParams
+) -> dict[str, jax.Array]:
     dtype = ssr.dtype
     reward = ssr.mean(axis=-1)
     judged = _judged(served, params)
@@ -272,6 +284,7 @@ def _metrics(served: _Served, ssr: jax.Array, handover: jax.Array, params: NSPar
         "reward_p10": jnp.percentile(reward, 10.0),
         "handover_share": handover.astype(dtype).mean(),
         "dropped": served.dropped.sum(axis=-1).astype(dtype),
+        "abandoned": abandoned.astype(dtype),
     }
     for n, name in enumerate(traffic.SLICES):
         metrics[f"ssr_{name}"] = ssr[:, n]
@@ -283,11 +296,14 @@ def _metrics(served: _Served, ssr: jax.Array, handover: jax.Array, params: NSPar
 def transition(state: NSState, action: jax.Array, draws: NSDraws, params: NSParams) -> tuple[NSState, TimeStep]:
     """One window: users move and hand over, 200 slots are served in the allocation in force, the next one is set."""
     target_hz = project_action(action, params)
-    users, hotspots, log_mix = advance_users(state, draws, params)
+    users, hotspots, log_mix, ended = advance_users(state, draws, params)
     cell = mobility.nearest_cell(users.position_m, params)
     alloc_hz = target_hz if params.is_instant else state.alloc_hz
-    served = _serve(state, users, cell, alloc_hz, draws, params)
     dtype = state.ssr.dtype
+    queue = state.queue if params.carries_queues else slots.empty_queue((params.num_users,), dtype)
+    queue, abandoned = abandon(queue, ended)
+    abandoned = jax.ops.segment_sum(abandoned, state.cell, params.num_cells)  # [N] where the sessions were
+    served = _serve(state, users, cell, queue, alloc_hz, draws, params)
     judged = _judged(served, params)
     ssr = jnp.where(judged > 0, served.ok.astype(dtype) / jnp.maximum(judged, 1).astype(dtype), 1)
     new_state = state.replace(
@@ -311,6 +327,6 @@ def transition(state: NSState, action: jax.Array, draws: NSDraws, params: NSPara
         action=target_hz,
         terminated=jnp.zeros((), bool),
         truncated=new_state.t >= params.episode_steps,
-        metrics=_metrics(served, ssr, cell != state.cell, params),
+        metrics=_metrics(served, ssr, cell != state.cell, abandoned, params),
     )
     return new_state, step

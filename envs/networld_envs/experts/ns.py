@@ -4,7 +4,7 @@ Expert and oracles decide on the fluid model of `ns_model`. What they know:
 
 | policy | users now | users later | load around |
 |---|---|---|---|
-| expert | estimated from the BS's own counts | extrapolated | neighbours' messages |
+| expert | estimated from the BS's own counts and satisfaction | extrapolated | neighbours' messages |
 | greedy_oracle | exact | exact, next window | exact |
 | lookahead_oracle | exact | exact, `LOOKAHEAD` windows | exact |
 
@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from networld_envs import ns_mobility as mobility
 from networld_envs.experts import ns_model
@@ -33,11 +34,13 @@ from networld_envs.types import Policy
 LOOKAHEAD = 16  # windows of the oracle
 EXPERT_WINDOWS = 8  # windows that the expert plans with the users that it expects
 TREND = 0.5  # how much of the last change the expert extrapolates
+SMOOTHING = 0.5  # weight of its older counts
+LEARNING_RATE = 0.2  # of what the expert learns about the links of its cell
 SEGMENT_WINDOWS = 25  # the mixed tier redraws each agent's policy this often
 PERTURB_PROBABILITY = 0.2
 PERTURB_CONCENTRATION = 30.0
 # Best common split (VoLTE, video, URLLC) of the default task: fit_constant(params, instance_keys("ns", "data", 16)).
-CONSTANT_SHARES = (8 / 55, 25 / 55, 22 / 55)
+CONSTANT_SHARES = (6 / 27, 10 / 27, 11 / 27)
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
@@ -101,16 +104,15 @@ def all_splits(num_rbs: int, step: int = 1) -> np.ndarray:
     return np.array([(a, b, num_rbs - a - b) for a in levels for b in levels if a + b <= num_rbs])
 
 
-def split_scores(model: Model, users: jax.Array, load: jax.Array, splits: np.ndarray) -> jax.Array:
-    """[N, splits] expected reward; users [N, 3], load [N] felt around."""
-    curves = ns_model.ssr_curves(model, users, load)
+def split_scores(curves: jax.Array, splits: np.ndarray) -> jax.Array:
+    """[N, splits] expected reward out of the expected SSR [N, 3, K + 1] of every slice."""
     return sum(curves[:, n, splits[:, n]] for n in range(NUM_SLICES)) / NUM_SLICES
 
 
-def best_split(model: Model, users: jax.Array, load: jax.Array, params: NSParams) -> jax.Array:
-    """[N, 3] Hz: the split that maximises the expected reward if users and load stay as given."""
+def best_split(model: Model, curves: jax.Array, params: NSParams) -> jax.Array:
+    """[N, 3] Hz: the split that maximises the expected reward, SSR curves [N, 3, K + 1]."""
     splits = all_splits(model.num_rbs)
-    best = jnp.argmax(split_scores(model, users, load, splits), axis=-1)
+    best = jnp.argmax(split_scores(curves, splits), axis=-1)
     return rbs_to_hz(jnp.asarray(splits, jnp.float32)[best], params)
 
 
@@ -170,30 +172,89 @@ def neighbour_load(model: Model, load: jax.Array, adjacency: jax.Array) -> jax.A
     return (weights @ load) / heard * model.coupling.sum(axis=-1)
 
 
+@struct.dataclass
+class ExpertMemory:
+    """What the expert remembers of the last window, and what its cell has taught it."""
+
+    shift: jax.Array  # [N, 3] logits to add to the model's SSR
+    users: jax.Array  # [N, 3] smoothed counts
+    rbs: jax.Array  # [N, 3] RBs in force in the window that is being counted
+    around: jax.Array  # [N] load felt in it
+    t: jax.Array  # [] int32
+
+
+def _logit(ssr: jax.Array) -> jax.Array:
+    inner = jnp.clip(ssr, 0.01, 0.99)
+    return jnp.log(inner) - jnp.log1p(-inner)
+
+
+def shifted(ssr: jax.Array, shift: jax.Array) -> jax.Array:
+    """sigmoid(logit ssr + shift), also where ssr is 0 or 1."""
+    odds = jnp.exp(shift)
+    return ssr * odds / (1 - ssr + ssr * odds)
+
+
+def learn_links(
+    model: Model, memory: ExpertMemory, users: jax.Array, arrivals: jax.Array, ssr: jax.Array
+) -> jax.Array:
+    """[N, 3] `shift` after a window with these users, arrivals and satisfaction, [N, 3] each.
+
+    With S the model's SSR for the window, where packets arrived and the slice had an RB,
+
+        shift += LEARNING_RATE (clip(logit ssr - logit S, -3, 3) - shift)
+
+    It is what the model cannot know: how good the links of this cell's users are (a crowd next door that spills over
+    the border, a crowd close to the BS).
+    """
+    curves = ns_model.ssr_curves(model, users, memory.around)
+    low = jnp.clip(jnp.floor(memory.rbs).astype(jnp.int32), 0, model.num_rbs - 1)
+    part = jnp.clip(memory.rbs - low, 0, 1)
+    at = lambda k: jnp.take_along_axis(curves, k[..., None], axis=-1)[..., 0]  # noqa: E731
+    expected = at(low) * (1 - part) + at(low + 1) * part
+    error = jnp.clip(_logit(ssr) - _logit(expected), -3, 3) - memory.shift
+    informative = (arrivals > 0) & (memory.rbs > 0.5) & (memory.t > 0)
+    return memory.shift + LEARNING_RATE * jnp.where(informative, error, 0)
+
+
 def expert(params: NSParams) -> Policy:
     """Counts -> users, extrapolated to the window that the action decides -> best path of splits if they stayed.
 
-    Each BS broadcasts one float, the load it expects to cause.
+    The model's SSR is corrected by what the BS has seen of its own links so far, `learn_links`. Each BS broadcasts one
+    float, the load it expects to cause.
     """
     if params.observation != "full":
         return constant_split(CONSTANT_SHARES, params)
     model = ns_model.make_model(params)
     grid = make_grid(model.num_rbs, params)
+    ahead = 1 if params.is_instant else 2
 
-    def act(key, obs, adjacency, env_state):
-        del key, env_state
-        before, last = estimated_users(model, obs[:, 0:3]), estimated_users(model, obs[:, 3:6])
-        ahead = 1 if params.is_instant else 2
-        users = jnp.maximum(last + TREND * ahead * (last - before), 0)
-        load = ns_model.expected_load(model, last, obs[:, 9:12] * model.num_rbs)
+    def init(key, num_agents):
+        del key
+        zeros = jnp.zeros((num_agents, NUM_SLICES))
+        return ExpertMemory(zeros, zeros, zeros, jnp.zeros(num_agents), jnp.int32(0))
+
+    def act(key, policy_params, memory, obs, adjacency, env_state):
+        del key, policy_params, env_state
+        arrivals, share, ssr = obs[:, 3:6], obs[:, 9:12], obs[:, 12:15]
+        before, last = estimated_users(model, obs[:, 0:3]), estimated_users(model, arrivals)
+        rbs = share * model.num_rbs
+        served = memory.replace(rbs=rbs) if params.is_instant else memory
+        shift = learn_links(model, served, last, arrivals, ssr)
+        smoothed = jnp.where(memory.t > 0, SMOOTHING * memory.users + (1 - SMOOTHING) * last, last)
+        users = jnp.maximum(smoothed + TREND * ahead * (last - before), 0)
+        load = ns_model.expected_load(model, last, rbs)
         around = neighbour_load(model, load, adjacency)
+        curves = ns_model.ssr_curves(model, users, around)
+        curves = shifted(curves, shift[..., None])
         if params.is_instant:
-            return best_split(model, users, around, params)
-        scores = split_scores(model, users, around, grid.splits)
-        scores = jnp.broadcast_to(scores[None], (EXPERT_WINDOWS, *scores.shape))
-        return plan(grid, scores, obs[:, 9:12] * params.bandwidth_hz, params)
+            action = best_split(model, curves, params)
+        else:
+            scores = split_scores(curves, grid.splits)
+            scores = jnp.broadcast_to(scores[None], (EXPERT_WINDOWS, *scores.shape))
+            action = plan(grid, scores, share * params.bandwidth_hz, params)
+        return action, ExpertMemory(shift, smoothed, rbs, around, memory.t + 1)
 
-    return stateless(act, information="one_hop", message_bytes=4)
+    return Policy(init, act, information="one_hop", message_bytes=4)
 
 
 # --- oracles --------------------------------------------------------------------------------------------------------
@@ -232,7 +293,8 @@ def greedy_oracle(params: NSParams) -> Policy:
         del key, obs, adjacency
         decided = 0 if params.is_instant else 1
         users = _known_users(env_state, params, decided + 1)[decided]
-        scores = split_scores(model, users, ns_model.around_load(model, env_state.load), splits)
+        curves = ns_model.ssr_curves(model, users, ns_model.around_load(model, env_state.load))
+        scores = split_scores(curves, splits)
         scores = jnp.where(_reachable(env_state.alloc_hz, splits, params), scores, -1.0)
         return rbs_to_hz(jnp.asarray(splits, jnp.float32)[jnp.argmax(scores, axis=-1)], params)
 
@@ -253,7 +315,8 @@ def lookahead_oracle(params: NSParams, num_windows: int = LOOKAHEAD) -> Policy:
         del key, obs, adjacency
         users = _known_users(env_state, params, num_windows + 1)[1:]
         load = ns_model.around_load(model, env_state.load)
-        scores = jax.lax.map(lambda u: split_scores(model, u, load, grid.splits), users)  # [H, N, splits]
+        curves = jax.lax.map(lambda u: ns_model.ssr_curves(model, u, load), users)  # [H, N, 3, K + 1]
+        scores = jax.vmap(lambda c: split_scores(c, grid.splits))(curves)
         return plan(grid, scores, env_state.alloc_hz, params)
 
     return stateless(act, information="global")
@@ -278,7 +341,8 @@ def _episode_scores(key: jax.Array, params: NSParams, num_steps: int, burn_in_st
         _, step_key = jax.random.split(jax.random.fold_in(key, 1 + t))
         state, _ = transition(state, equal, draw(step_key, state, params), params)
         users = user_counts(state.cell, state.users.slice_index, params)
-        scores = split_scores(model, users, ns_model.around_load(model, state.load), splits)
+        curves = ns_model.ssr_curves(model, users, ns_model.around_load(model, state.load))
+        scores = split_scores(curves, splits)
         return (state, total + jnp.where(t >= burn_in_steps, scores, 0)), None
 
     total = jnp.zeros((params.num_cells, len(splits)))
