@@ -8,8 +8,8 @@ network must keep the laws: everything is finite;
 cbf: transmit power at most P_max, rates not negative;
 rb: packets waiting = before + arrived - overflowed - late - delivered, no more RBs granted than asked for, absent nodes
     silent;
-ns: packets waiting = before + arrived - judged in every slice, allocations add up to the band, satisfaction ratios in
-    [0, 1].
+ns: packets waiting = before + arrived - judged - left behind by sessions that ended, in every slice; allocations add up
+    to the band, satisfaction ratios in [0, 1].
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 import networld_envs
+from networld_envs import ns_traffic
 from networld_envs.types import Environment, TimeStep
 from tools import reliability
 
@@ -57,8 +58,10 @@ def rb_laws(before: Any, after: Any, step: TimeStep, params: Any) -> dict[str, j
 
 def ns_laws(before: Any, after: Any, step: TimeStep, params: Any) -> dict[str, jax.Array]:
     """Packets are conserved per slice (users move between cells), the band is shared out, ratios are ratios."""
-    judged = jnp.stack([value.sum() for name, value in step.metrics.items() if name.startswith("judged_")])
-    waiting = before.backlog.sum(0) + after.arrivals_last.sum(0) - judged
+    gone = jnp.stack([
+        sum(step.metrics[f"{what}_{name}"].sum() for what in ("judged", "abandoned")) for name in ns_traffic.SLICES
+    ])  # fmt: skip
+    waiting = before.backlog.sum(0) + after.arrivals_last.sum(0) - gone
     total_hz = after.alloc_hz.sum(-1)
     return {
         "packets conserved": (waiting == after.backlog.sum(0)).all(),

@@ -284,12 +284,12 @@ def _metrics(
         "reward_p10": jnp.percentile(reward, 10.0),
         "handover_share": handover.astype(dtype).mean(),
         "dropped": served.dropped.sum(axis=-1).astype(dtype),
-        "abandoned": abandoned.astype(dtype),
     }
     for n, name in enumerate(traffic.SLICES):
         metrics[f"ssr_{name}"] = ssr[:, n]
         metrics[f"judged_{name}"] = judged[:, n].astype(dtype)
         metrics[f"missed_{name}"] = (judged - served.ok)[:, n].astype(dtype)
+        metrics[f"abandoned_{name}"] = abandoned[:, n].astype(dtype)
     return metrics
 
 
@@ -302,7 +302,7 @@ def transition(state: NSState, action: jax.Array, draws: NSDraws, params: NSPara
     dtype = state.ssr.dtype
     queue = state.queue if params.carries_queues else slots.empty_queue((params.num_users,), dtype)
     queue, abandoned = abandon(queue, ended)
-    abandoned = jax.ops.segment_sum(abandoned, state.cell, params.num_cells)  # [N] where the sessions were
+    abandoned = _per_cell(state.cell * NUM_SLICES + state.users.slice_index, params.num_cells, abandoned)
     served = _serve(state, users, cell, queue, alloc_hz, draws, params)
     judged = _judged(served, params)
     ssr = jnp.where(judged > 0, served.ok.astype(dtype) / jnp.maximum(judged, 1).astype(dtype), 1)
