@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         c.calibrate.variants[name] = ConfigDict({"task": task, "overrides": overrides, "policies": rules[task]})
     c.calibrate.percentiles = ("rate", "reward")  # per-agent metrics whose 10th percentile over agents is reported
     c.evaluate.num_instances = ConfigDict({"cbf": 32, "rb": 32, "ns": 16})
-    c.evaluate.num_steps = ConfigDict({"cbf": 200, "rb": 500, "ns": 50})
+    c.evaluate.num_steps = ConfigDict({"cbf": 200, "rb": 500, "ns": 100})
     c.evaluate.burn_in_steps = ConfigDict({"cbf": 20, "rb": 100, "ns": 20})
     c.evaluate.num_parallel = 16
     return c

@@ -12,7 +12,7 @@ from networld_jax.presets import PRESETS, SAMPLERS
 from networld_jax.types import LossConfig
 
 TASKS = ("cbf", "rb", "ns")
-GUIDE_SCALE = {"cbf": 100.0, "rb": 30.0, "ns": 300.0}
+GUIDE_SCALE = {"cbf": 100.0, "rb": 30.0, "ns": 100.0}
 """w per task of the `small` preset, chosen on validation instances with mixed data (docs/experiments.md, E4, E13)."""
 
 INVERSE_DYNAMICS_TRUST = {"cbf": 0.6, "rb": 0.0, "ns": 0.0}

@@ -16,11 +16,11 @@ from networld_jax.baselines import BASELINES
 HEADLINE = (*BASELINES, "ma_dd_aware", "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
-EXPERT_GUIDE_SCALE = default.GUIDE_SCALE | {"cbf": 30.0}  # w on expert data, where returns say less (E15)
+EXPERT_GUIDE_SCALE = default.GUIDE_SCALE | {"cbf": 30.0, "ns": 10.0}  # w on expert data, where returns say less (E15)
 INVERSE_DYNAMICS_NOISE = {"expert": {"cbf": 0.6, "rb": 2.0, "ns": 0.6}}  # s of world models and MA-DD by tier (E15)
 INVERSE_DYNAMICS_TRUST = {  # s at which noise-aware world models are decoded, by tier and task; 0 = not noise-aware
     "mixed": default.INVERSE_DYNAMICS_TRUST,
-    "expert": {"cbf": 0.0, "rb": 5.0, "ns": 0.3},
+    "expert": {"cbf": 0.0, "rb": 5.0, "ns": 0.0},
 }
 TOPOLOGIES = {  # (environment steps, over how many networks)
     "rb": ((1000, 4), (1000, 10), (1000, 20), (1000, 40)),
