@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.configs.default import label_of
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
 from experiments.rows import Row
@@ -70,8 +71,9 @@ def most_common_size(rows: Sequence[Row], methods: Sequence[str]) -> int:
 
 
 def cell(rows: Sequence[Row], task: str, tier: str, method: str, **wanted: Any) -> Cell | None:
-    """A method's rows at the end of training, in its best cell on validation and, of several settings, the one with the
-    most seeds (the latest among equals). None without rows."""
+    """A method's rows at the end of training, in its best cell on validation (without such rows: with messages and the
+    task's label, not a rung of the ladder) and, of several settings, the one with the most seeds (the latest among
+    equals). None without rows."""
     found = select(rows, task=task, tier=tier, method=method, split="test", **wanted)
     if not found:
         return None
@@ -81,8 +83,10 @@ def cell(rows: Sequence[Row], task: str, tier: str, method: str, **wanted: Any) 
     for row in found:
         key = (row["obs_set"], row["label"], row["target_topologies"], json.dumps(row["settings"], sort_keys=True))
         groups[key][row["seed"]] = row
-    chosen = best_cell(rows, task, tier, method)
-    keys = [key for key in groups if key[:2] == chosen] or list(groups)
+    chosen = best_cell(rows, task, tier, method) or ("own+mf", label_of(task))
+    keys = (
+        [key for key in groups if key[:2] == chosen] or [key for key in groups if key[0] == chosen[0]] or list(groups)
+    )
     best = max(enumerate(keys), key=lambda item: (len(groups[item[1]]), item[0]))[1]
     return Cell(method, tuple(groups[best][seed] for seed in sorted(groups[best])))
 
@@ -183,11 +187,13 @@ def against_table(
     return f"{task}, {tier}: {size} environment steps of target data.\n\n" + markdown_table(header, lines)
 
 
+NOISE_AWARE_RUNG = "ma_dd_aware"  # belongs on the ladder where NetWorld's inverse model is such a one, too
 LADDER = (
     ("MA-DD, clean inverse model, own observation, own return", "ma_dd_clean", ("own", "own")),
     ("+ mean field", "ma_dd_clean", ("own+mf", "own")),
     ("+ neighbourhood label", "ma_dd_clean", ("own+mf", "neighbourhood")),
     ("+ noise-robust inverse model", "ma_dd", ("own+mf", "neighbourhood")),
+    ("+ one inverse model for every noise", NOISE_AWARE_RUNG, ("own+mf", "neighbourhood")),
     ("classifier instead of classifier-free guidance", "networld_scratch", ("own+mf", "neighbourhood")),
     ("+ other tasks, trained together", "networld_joint", ("own+mf", "neighbourhood")),
     ("pre-trained, then adapted", OURS, ("own+mf", "neighbourhood")),
@@ -198,7 +204,11 @@ LADDER = (
 def ladder_table(rows: Sequence[Row], task: str, tier: str, size: int) -> str | None:
     """Every rung with the paired gain over the one before it that has rows. None without two rungs."""
     lines, before = [], None
+    ours = cell(rows, task, tier, WITHOUT_PRETRAINING, target_transitions=size)
+    is_aware = ours is not None and bool(ours.rows[0]["settings"].get("model.noise_aware_inverse_dynamics"))
     for what, method, (obs_set, label) in LADDER:
+        if method == NOISE_AWARE_RUNG and not is_aware:
+            continue
         wanted = dict(target_transitions=size, obs_set=obs_set, label=label)
         c = cell(rows, task, tier, method, **wanted)
         if c is None:

@@ -36,34 +36,43 @@ def horizontal_lines(axis: Axes, rows: Sequence[Row], task: str, tier: str) -> N
             axis.axhline(c.rewards.mean(), color=colour, lw=0.9, ls="--", label=name)
 
 
+def training_curves(
+    rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]
+) -> dict[str, dict[int, np.ndarray]]:
+    """{method: {updates: mean rewards [seeds]}} at the headline's amount of data, for methods scored at two points of
+    their training at least."""
+    found = evidence.select(rows, task=task, tier=tier, split="test")
+    size = evidence.most_common_size(found, methods)
+    curves = {}
+    for name in methods:
+        own = evidence.select(found, method=name, target_transitions=size)
+        points = sorted({row["updates"] for row in own})
+        at = {u: evidence.cell([row for row in own if row["updates"] == u], task, tier, name) for u in points}
+        curves[name] = {updates: c.rewards.mean(1) for updates, c in at.items() if c is not None}
+    return {name: curve for name, curve in curves.items() if len(curve) > 1}
+
+
 def fig5(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str]) -> Figure | None:
-    """Mean reward against updates, one panel per task: mean and spread over seeds, same instances for all. None when no
-    method was scored at two points of its training."""
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.8), squeeze=False)
-    shown, colour = 0, colours(methods)
+    """Mean reward against updates, one panel per task: mean and spread over seeds, same instances for all. Tasks
+    without a curve are left out; None without any."""
+    curves_of = {task: training_curves(rows, task, tier, methods) for task in tasks}
+    tasks = [task for task in tasks if curves_of[task]]
+    if not tasks:
+        return None
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks) + 1.6, 3.8), squeeze=False)
+    colour, handles = colours(methods), {}
     for axis, task in zip(axes[0], tasks, strict=True):
-        found = evidence.select(rows, task=task, tier=tier, split="test")
-        size = evidence.most_common_size(found, methods)
-        for name in methods:
-            own = evidence.select(found, method=name, target_transitions=size)
-            points = sorted({row["updates"] for row in own})
-            at = {u: evidence.cell([row for row in own if row["updates"] == u], task, tier, name) for u in points}
-            if len(at) < 2:
-                continue
-            means = [c.rewards.mean(1) for c in at.values()]
-            middle, spread = np.array([m.mean() for m in means]), np.array([m.std() for m in means])
-            axis.plot(points, middle, color=colour[name], label=name, lw=1.8 if name == evidence.OURS else 1.1)
-            axis.fill_between(points, middle - spread, middle + spread, color=colour[name], alpha=0.15)
-            shown += 1
+        for name, curve in curves_of[task].items():
+            middle, spread = (np.array([f(m) for m in curve.values()]) for f in (np.mean, np.std))
+            axis.plot(list(curve), middle, color=colour[name], label=name, lw=1.8 if name == evidence.OURS else 1.1)
+            axis.fill_between(list(curve), middle - spread, middle + spread, color=colour[name], alpha=0.15)
         horizontal_lines(axis, rows, task, tier)
         axis.set_title(f"{task} ({tier})")
         axis.set_xlabel("updates")
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     axes[0][0].set_ylabel("mean reward (band: std over seeds)")
-    axes[0][-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0][-1].legend(handles.values(), handles, fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
-    if not shown:
-        plt.close(figure)
-        return None
     return figure
 
 

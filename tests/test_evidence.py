@@ -114,6 +114,14 @@ def test_the_chosen_cell_is_the_best_on_validation_and_has_the_most_seeds():
     assert evidence.cell(found, "rb", "mixed", "absent") is None
 
 
+def test_without_validation_a_rung_of_the_ladder_is_not_the_headline():
+    rungs = [*seeds("ma_dd", -0.9, obs_set="own", label="own"), *seeds("ma_dd", -0.8, label="own")]
+    for found in (seeds("ma_dd", -0.7) + rungs, rungs + seeds("ma_dd", -0.7)):
+        assert evidence.cell(found, "rb", "mixed", "ma_dd").rewards.mean() == pytest.approx(-0.7, abs=0.02)
+    clones = [*seeds("ma_bc", -0.7), *seeds("ma_bc", -0.9, obs_set="own")]
+    assert evidence.cell(clones, "rb", "mixed", "ma_bc").rewards.mean() == pytest.approx(-0.7, abs=0.02)
+
+
 def test_only_the_end_of_training_counts():
     early = [row("ma_bc", 5.0, seed=seed, updates=100) for seed in range(3)]
     assert evidence.cell([*early, *FOUND], "rb", "mixed", "ma_bc", target_transitions=10_000).rewards.mean() < 0
@@ -134,6 +142,12 @@ def test_the_ladder_compares_neighbouring_rungs():
     assert gains[0] == ""
     assert [float(g.split()[0]) for g in gains[1:]] == pytest.approx([0.4, 0.3, 0.05], abs=0.02)
     assert evidence.ladder_table(FOUND[:4], "rb", "mixed", 10_000) is None
+
+    aware = {"model.noise_aware_inverse_dynamics": True}
+    found = [*RULES, *rungs, *seeds("ma_dd_aware", -0.7), *seeds("networld_scratch", -0.6)]
+    assert "ma_dd_aware" not in evidence.ladder_table(found, "rb", "mixed", 10_000)
+    found += seeds("networld_scratch", -0.6, settings=aware)
+    assert line_of(evidence.ladder_table(found, "rb", "mixed", 10_000), "ma_dd_aware")[-1].startswith(("+0.19", "+0.2"))
 
 
 def test_coverage_counts_what_is_missing():

@@ -32,7 +32,7 @@ class NSParams:
     window_slots: int = _static(200)
     cell_radius_m: float = _static(40.0)
     rules: SlotRules = _static(SlotRules((19, 19, 5), discard_expired=True))
-    traffic_load: tuple[float, float, float] = _static((72.0, 1.25, 24.0))  # divides the gaps between packets, per slice
+    traffic_load: tuple[float, float, float] = _static((72.0, 1.25, 24.0))  # divides a slice's gaps between packets
     urllc_size: str = _static("small")  # or "large"
     observation: str = _static("full")  # 15 numbers, or "demand": the 6 arrival counts
     carries_queues: bool = _static(True)  # False: queues are wiped at window starts, what waits counts as missed
