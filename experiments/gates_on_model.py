@@ -62,7 +62,7 @@ def rewards_on_model(
 
     def window_scores(users):
         load = ns_model.expected_load(model, users, equal / params.bandwidth_hz * model.num_rbs)
-        return ns.split_scores(ns_model.ssr_curves(model, users, ns_model.around_load(model, load)), grid.splits)
+        return ns.split_scores(model, users, ns_model.around_load(model, load), grid.splits)
 
     users = users_of_episode(key, params, burn_in_windows + num_windows + ns.LOOKAHEAD + 1)[burn_in_windows:]
     scores = jax.lax.map(window_scores, users)  # [T + look-ahead + 1, N, splits]

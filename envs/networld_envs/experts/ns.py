@@ -104,15 +104,20 @@ def all_splits(num_rbs: int, step: int = 1) -> np.ndarray:
     return np.array([(a, b, num_rbs - a - b) for a in levels for b in levels if a + b <= num_rbs])
 
 
-def split_scores(curves: jax.Array, splits: np.ndarray) -> jax.Array:
+def curve_scores(curves: jax.Array, splits: np.ndarray) -> jax.Array:
     """[N, splits] expected reward out of the expected SSR [N, 3, K + 1] of every slice."""
     return sum(curves[:, n, splits[:, n]] for n in range(NUM_SLICES)) / NUM_SLICES
 
 
-def best_split(model: Model, curves: jax.Array, params: NSParams) -> jax.Array:
+def split_scores(model: Model, users: jax.Array, load: jax.Array, splits: np.ndarray) -> jax.Array:
+    """[N, splits] expected reward; users [N, 3], load [N] felt around."""
+    return curve_scores(ns_model.ssr_curves(model, users, load), splits)
+
+
+def best_split(curves: jax.Array, params: NSParams) -> jax.Array:
     """[N, 3] Hz: the split that maximises the expected reward, SSR curves [N, 3, K + 1]."""
-    splits = all_splits(model.num_rbs)
-    best = jnp.argmax(split_scores(curves, splits), axis=-1)
+    splits = all_splits(curves.shape[-1] - 1)
+    best = jnp.argmax(curve_scores(curves, splits), axis=-1)
     return rbs_to_hz(jnp.asarray(splits, jnp.float32)[best], params)
 
 
@@ -207,10 +212,7 @@ def learn_links(
     the border, a crowd close to the BS).
     """
     curves = ns_model.ssr_curves(model, users, memory.around)
-    low = jnp.clip(jnp.floor(memory.rbs).astype(jnp.int32), 0, model.num_rbs - 1)
-    part = jnp.clip(memory.rbs - low, 0, 1)
-    at = lambda k: jnp.take_along_axis(curves, k[..., None], axis=-1)[..., 0]  # noqa: E731
-    expected = at(low) * (1 - part) + at(low + 1) * part
+    expected = jax.vmap(jax.vmap(lambda curve, rbs: ns_model.between(curve, rbs[None])[0]))(curves, memory.rbs)
     error = jnp.clip(_logit(ssr) - _logit(expected), -3, 3) - memory.shift
     informative = (arrivals > 0) & (memory.rbs > 0.5) & (memory.t > 0)
     return memory.shift + LEARNING_RATE * jnp.where(informative, error, 0)
@@ -244,12 +246,11 @@ def expert(params: NSParams) -> Policy:
         users = jnp.maximum(smoothed + TREND * ahead * (last - before), 0)
         load = ns_model.expected_load(model, last, rbs)
         around = neighbour_load(model, load, adjacency)
-        curves = ns_model.ssr_curves(model, users, around)
-        curves = shifted(curves, shift[..., None])
+        curves = shifted(ns_model.ssr_curves(model, users, around), shift[..., None])
         if params.is_instant:
-            action = best_split(model, curves, params)
+            action = best_split(curves, params)
         else:
-            scores = split_scores(curves, grid.splits)
+            scores = curve_scores(curves, grid.splits)
             scores = jnp.broadcast_to(scores[None], (EXPERT_WINDOWS, *scores.shape))
             action = plan(grid, scores, share * params.bandwidth_hz, params)
         return action, ExpertMemory(shift, smoothed, rbs, around, memory.t + 1)
@@ -293,8 +294,7 @@ def greedy_oracle(params: NSParams) -> Policy:
         del key, obs, adjacency
         decided = 0 if params.is_instant else 1
         users = _known_users(env_state, params, decided + 1)[decided]
-        curves = ns_model.ssr_curves(model, users, ns_model.around_load(model, env_state.load))
-        scores = split_scores(curves, splits)
+        scores = split_scores(model, users, ns_model.around_load(model, env_state.load), splits)
         scores = jnp.where(_reachable(env_state.alloc_hz, splits, params), scores, -1.0)
         return rbs_to_hz(jnp.asarray(splits, jnp.float32)[jnp.argmax(scores, axis=-1)], params)
 
@@ -315,8 +315,7 @@ def lookahead_oracle(params: NSParams, num_windows: int = LOOKAHEAD) -> Policy:
         del key, obs, adjacency
         users = _known_users(env_state, params, num_windows + 1)[1:]
         load = ns_model.around_load(model, env_state.load)
-        curves = jax.lax.map(lambda u: ns_model.ssr_curves(model, u, load), users)  # [H, N, 3, K + 1]
-        scores = jax.vmap(lambda c: split_scores(c, grid.splits))(curves)
+        scores = jax.lax.map(lambda u: split_scores(model, u, load, grid.splits), users)  # [H, N, splits]
         return plan(grid, scores, env_state.alloc_hz, params)
 
     return stateless(act, information="global")
@@ -341,8 +340,7 @@ def _episode_scores(key: jax.Array, params: NSParams, num_steps: int, burn_in_st
         _, step_key = jax.random.split(jax.random.fold_in(key, 1 + t))
         state, _ = transition(state, equal, draw(step_key, state, params), params)
         users = user_counts(state.cell, state.users.slice_index, params)
-        curves = ns_model.ssr_curves(model, users, ns_model.around_load(model, state.load))
-        scores = split_scores(curves, splits)
+        scores = split_scores(model, users, ns_model.around_load(model, state.load), splits)
         return (state, total + jnp.where(t >= burn_in_steps, scores, 0)), None
 
     total = jnp.zeros((params.num_cells, len(splits)))

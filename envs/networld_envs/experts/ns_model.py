@@ -150,7 +150,7 @@ def around_load(model: Model, load: jax.Array) -> jax.Array:
     return model.coupling @ load
 
 
-def _between(table: jax.Array, position: jax.Array) -> jax.Array:
+def between(table: jax.Array, position: jax.Array) -> jax.Array:
     """table [P, ...] at real positions [N] in 0..P - 1, linearly interpolated: [N, ...]."""
     low = jnp.clip(position.astype(jnp.int32), 0, table.shape[0] - 2)
     weight = (position - low).reshape(-1, *[1] * (table.ndim - 1))
@@ -163,11 +163,11 @@ def ssr_curves(model: Model, users: jax.Array, load: jax.Array) -> jax.Array:
     arriving = rate[None, :] * users  # packets per slot
     position = jnp.clip(load, 0, 1) * (len(LOADS) - 1)
     k = jnp.arange(model.num_rbs + 1, dtype=users.dtype)
-    volte = volte_ssr(rate[0], users[:, :1], k[None, :] * _between(model.one_rb, position)[:, None])
-    video = jnp.einsum("nkj,nj->nk", _between(model.video, position), _poisson(arriving[:, 1]))
+    volte = volte_ssr(rate[0], users[:, :1], k[None, :] * between(model.one_rb, position)[:, None])
+    video = jnp.einsum("nkj,nj->nk", between(model.video, position), _poisson(arriving[:, 1]))
     rates = jnp.asarray(ns_deadline.RATES, users.dtype)
     at_rate = jnp.interp(arriving[:, 2], rates, jnp.arange(len(rates), dtype=users.dtype))
-    urllc = jax.vmap(lambda table, at: _between(table, at[None])[0])(_between(model.urllc, position), at_rate)
+    urllc = jax.vmap(lambda table, at: between(table, at[None])[0])(between(model.urllc, position), at_rate)
     silent = jnp.exp(-arriving * model.window_slots)[..., None]
     return silent + (1 - silent) * jnp.stack([volte, video, urllc], axis=1)
 
