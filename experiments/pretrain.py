@@ -21,7 +21,7 @@ from experiments import runtime, settings, trackers, train_loop
 from experiments.collect import dataset_dir
 from experiments.memo import Memo
 from networld_envs.types import TaskSpec
-from networld_jax import datasets, sharding, training
+from networld_jax import datasets, negative_controls, sharding, training
 from networld_jax.schedules import cosine_schedule
 from networld_jax.types import TaskStats, Trajectories
 from networld_jax.world_model import WorldModel
@@ -50,8 +50,8 @@ def source_tasks(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 CORRUPTIONS = {
     "real": lambda key, trajectories: trajectories,
-    "shuffled": datasets.shuffle_time,
-    "autoregressive": datasets.autoregressive,
+    "shuffled": negative_controls.shuffle_time,
+    "autoregressive": negative_controls.autoregressive,
 }
 """What pre-training data may go through: controls that leave marginals, or smoothness, and nothing else."""
 
@@ -146,9 +146,7 @@ def train_model(config: ml_collections.ConfigDict, workdir: Path, directory: Pat
     state = train_loop.place_state(mesh, state)
     shown = {"denoise": "denoise", "return": "return"} | {f"idm {t}": f"{t}/inverse_dynamics" for t in sources}
     title = f"pre-train on {' + '.join(sources)}"
-    state = train_loop.train(
-        title, directory, state, epoch, (data, stats), c, config.seed, shown, config.tracker, mesh
-    )
+    state = train_loop.train(title, directory, state, epoch, (data, stats), c, config.seed, shown, config.tracker, mesh)
     train_loop.save_model(
         directory / "model", world_model, state.ema_params, stats, stage="pretrain", sources=sources, seed=config.seed,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from experiments import train_loop
 from experiments.memo import Memo
 from networld_envs import experts
 from networld_envs.types import Environment, Policy, TaskSpec
-from networld_jax import datasets, planning, sharding
+from networld_jax import normalisation, planning, sharding
 from networld_jax.evaluation import Protocol
 from networld_jax.presets import SAMPLERS
 from networld_jax.schedules import cosine_schedule
@@ -150,7 +150,7 @@ def task_stats(config: ml_collections.ConfigDict, data: Trajectories, spec: Task
     """Normalisation constants, the return's over the steps that labels count."""
     model = from_config(WorldModelConfig, config.model)
     counted = config.loss.label_horizon or model.horizon
-    return datasets.task_stats(data, spec, dataclasses.replace(model, horizon=counted), config.loss.discount)
+    return normalisation.task_stats(data, spec, dataclasses.replace(model, horizon=counted), config.loss.discount)
 
 
 def _choose(choices: Mapping[str, Any], name: str, field: str) -> Any:

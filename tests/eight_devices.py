@@ -15,10 +15,11 @@ import pytest
 import networld_envs
 from experiments import collect, evaluate, train_loop
 from networld_envs.instances import instance_keys
-from networld_jax import checkpoints, datasets, planning, sharding, training
+from networld_jax import checkpoints, planning, sharding, training
 from networld_jax.evaluation import Protocol
 from networld_jax.mean_field import neighbour_lists
 from networld_jax.types import LossConfig, PlannerConfig
+from networld_jax.windows import sample_segments
 from tests import tiny, toy_environment, toy_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -66,8 +67,7 @@ def test_scores_have_the_same_bits(mesh):
     env = toy_environment.make_queues()
     policy = toy_environment.policies(None)["random"]
     one, many = (
-        evaluate.Evaluator(env, Protocol(num_instances=10, num_steps=6), "test", 2, m)(policy, {})
-        for m in (None, mesh)
+        evaluate.Evaluator(env, Protocol(num_instances=10, num_steps=6), "test", 2, m)(policy, {}) for m in (None, mesh)
     )
     assert len(one.reward) == 10
     assert_same_bits((one.reward, one.metrics, one.per_agent), (many.reward, many.metrics, many.per_agent))
@@ -102,7 +102,7 @@ def test_windows_of_a_split_dataset(mesh, box, num_windows):
     assert split.reward.addressable_shards[0].data.shape[0] == -(-5 // mesh.shape["data"])
 
     def draw(data, **options):
-        return datasets.sample_segments(jax.random.key(3), data, num_windows, 4, 1, **options)
+        return sample_segments(jax.random.key(3), data, num_windows, 4, 1, **options)
 
     whole = jax.jit(draw)(jax.tree.map(jnp.asarray, data))
     cut = jax.jit(lambda data: draw(data, num_trajectories=5, windows_fn=sharding.make_windows(mesh)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from networld_envs.types import Information, TaskSpec
-from networld_jax import datasets, planning
+from networld_jax import datasets, normalisation, planning
 from networld_jax.baselines import Baseline
 from networld_jax.types import TaskStats, TrainState, Trajectories, WorldModelConfig
 
@@ -27,7 +27,7 @@ def bandit(
     """One agent; row t of context [T, O], action [T, A], reward [T] is step t of a single trajectory."""
     obs = np.concatenate([context, context[:1]])[None, :, None]
     data = datasets.from_arrays(obs, action[None, :, None], reward[None, :, None], np.zeros((1, 1), np.float32))
-    return data, datasets.task_stats(data, task, MODEL)
+    return data, normalisation.task_stats(data, task, MODEL)
 
 
 def unit_rewards(stats: TaskStats) -> TaskStats:

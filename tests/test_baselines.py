@@ -9,7 +9,7 @@ import pytest
 
 from experiments import baselines as stage
 from experiments.configs import default, paper
-from networld_jax import datasets, planning
+from networld_jax import datasets, normalisation, planning
 from networld_jax.baselines import BASELINES, DEFAULTS
 from tests import tiny
 
@@ -48,7 +48,7 @@ def problem(kind):
         spec = dataclasses.replace(spec, action_kind="integer", action_low=(0.0, 1.0), action_high=(4.0, 3.0))
         data = data.replace(action=np.clip(np.round(2 + data.action), 1, 3))
     spec = dataclasses.replace(spec, message_delay_steps=1)
-    return spec, data, datasets.task_stats(data, spec, tiny.CONFIG)
+    return spec, data, normalisation.task_stats(data, spec, tiny.CONFIG)
 
 
 def like(tree):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import datasets, planning
+from networld_jax import planning
 from networld_jax.baselines import BASELINES, DEFAULTS, BCConfig, actions, make_bc
+from networld_jax.baselines.transitions import sample_transitions
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -31,7 +32,7 @@ def clones():
         def train(key):
             def body(state, step):
                 sample_key, update_key = jax.random.split(jax.random.fold_in(key, step))
-                batch = datasets.sample_transitions(sample_key, data, box.stats, 256)
+                batch = sample_transitions(sample_key, data, box.stats, 256)
                 return baseline.update(update_key, state, batch, box.stats)
 
             return jax.lax.scan(body, baseline.init(jax.random.key(1), box.stats), jnp.arange(300))[0]
@@ -72,7 +73,7 @@ def test_information(clones, use_mean_field):
 def test_rows_without_weight_teach_nothing(clones):
     baseline, params, _ = clones[False]
     data = jax.tree.map(jnp.asarray, tiny.linear_task(2, 10))
-    rows = datasets.sample_transitions(jax.random.key(0), data, params.stats, 16)
+    rows = sample_transitions(jax.random.key(0), data, params.stats, 16)
     rows = rows.replace(weight=rows.weight.at[3].set(0.0))
     wild = rows.replace(action=rows.action.at[3].set(1.0), obs=rows.obs.at[3].set(9.0))
     state = baseline.init(jax.random.key(1), params.stats)

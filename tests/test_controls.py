@@ -9,7 +9,7 @@ import pytest
 
 from experiments import adapt
 from experiments.configs import default
-from networld_jax import checkpoints, datasets, labels, lookahead, losses, planning, training
+from networld_jax import checkpoints, datasets, labels, lookahead, losses, negative_controls, planning, training
 from networld_jax.evaluation import Protocol, evaluate
 from networld_jax.transforms import symlog
 from networld_jax.types import LossConfig
@@ -28,7 +28,7 @@ def lag_correlation(x: np.ndarray) -> np.ndarray:
 
 
 def test_shuffled_time_keeps_every_step_and_loses_their_order():
-    shuffled = datasets.shuffle_time(jax.random.key(0), DATA)
+    shuffled = negative_controls.shuffle_time(jax.random.key(0), DATA)
     for r in range(2):
         pairs = [np.concatenate([d.obs[r, :-1], d.action[r], d.reward[r][..., None]], -1) for d in (DATA, shuffled)]
         rows = [sorted(map(bytes, p)) for p in pairs]
@@ -40,7 +40,7 @@ def test_shuffled_time_keeps_every_step_and_loses_their_order():
 
 
 def test_autoregressive_noise_keeps_mean_spread_and_smoothness_only():
-    synthetic = datasets.autoregressive(jax.random.key(1), DATA)
+    synthetic = negative_controls.autoregressive(jax.random.key(1), DATA)
     real, fake = (np.asarray(symlog(jnp.asarray(d.obs))) for d in (DATA, synthetic))
     np.testing.assert_allclose(real.mean((0, 1, 2)), fake.mean((0, 1, 2)), atol=0.12)
     np.testing.assert_allclose(real.std((0, 1, 2)), fake.std((0, 1, 2)), rtol=0.1)
@@ -56,7 +56,7 @@ def test_absent_agents_stay_absent_in_synthetic_data():
     mask[:, 0] = 0
     obs = DATA.obs.copy()
     obs[:, :, 0] = 0
-    synthetic = datasets.autoregressive(jax.random.key(2), DATA.replace(obs=obs, agent_mask=mask))
+    synthetic = negative_controls.autoregressive(jax.random.key(2), DATA.replace(obs=obs, agent_mask=mask))
     assert not synthetic.obs[:, :, 0].any() and synthetic.obs[:, :, 1].any()
 
 

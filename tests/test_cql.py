@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import datasets
+from networld_jax import datasets, normalisation
 from networld_jax.baselines import CQLConfig, actions, cql, make_cql
 from tests import small_problems as problems
 
@@ -126,7 +126,7 @@ def test_a_cut_is_no_end():
     obs, action = np.zeros((8, 5, 1, 1)), rng.integers(0, 2, (8, 4, 1, 1)).astype(float)
     data = datasets.from_arrays(obs, action, np.ones((8, 4, 1)), np.zeros((1, 1)))
     data = data.replace(truncated=np.arange(4)[None] == np.full((8, 1), 3))
-    stats = datasets.task_stats(data, task, problems.MODEL)
+    stats = normalisation.task_stats(data, task, problems.MODEL)
     baseline = make_cql(task, with_config(discount=0.8, cql_weight=0.0))
     _, _, metrics = problems.train(baseline, data, stats, 500, change=problems.unit_rewards)
     np.testing.assert_allclose(metrics["q"][-1], 5.0, atol=0.15)
@@ -151,13 +151,13 @@ def chain():
     obs[0, 3000] = state
     data = datasets.from_arrays(obs, action, reward, np.zeros((1, 1)))
     task = problems.spec(low=(0.0, 0.0), high=(2.0, 1.0), kind="integer")
-    return task, data, datasets.task_stats(data, task, problems.MODEL)
+    return task, data, normalisation.task_stats(data, task, problems.MODEL)
 
 
 def joint_values(task, stats, state, config):
     """Mean twin value [2 states, 3, 3] of every joint action."""
     net = cql.networks.MLP((*config.hidden, 6))
-    x = datasets.normalise_obs(jnp.array([[0.0], [1.0]]), stats)
+    x = normalisation.normalise_obs(jnp.array([[0.0], [1.0]]), stats)
     tables = cql.networks.apply_twins(net, state.params["critic"], x).mean(0).reshape(2, 2, 3)
     return np.asarray(tables[:, 0, :, None] + tables[:, 1, None, :])
 

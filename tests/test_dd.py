@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import datasets, networks
+from networld_jax import datasets, networks, normalisation
 from networld_jax.baselines import (
     DDConfig,
     DiffusionPolicyConfig,
@@ -68,7 +68,7 @@ def trained(config):
     obs = np.concatenate([np.zeros_like(s), s, s], axis=1)
     task = problems.spec()
     data = datasets.from_arrays(obs, np.concatenate([s, s], 1) / 2, np.concatenate([s, s], 1)[..., 0], np.zeros((1, 1)))
-    stats = datasets.task_stats(data, task, problems.MODEL)
+    stats = normalisation.task_stats(data, task, problems.MODEL)
     with jax.debug_key_reuse(True):
         state, stats, _ = problems.train(make_dd(task, config), data, stats, config.num_updates)
     return task, state, stats

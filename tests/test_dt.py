@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import datasets, networks, planning
+from networld_jax import datasets, networks, normalisation, planning
 from networld_jax.baselines import DTConfig, dt, make_dt
 from tests import small_problems as problems
 from tests import tiny
@@ -37,7 +37,7 @@ def constant_actions():
     action = np.repeat(rng.uniform(-1, 1, (200, 1, 1, 1)), 6, axis=1)
     task = problems.spec()
     data = datasets.from_arrays(np.zeros((200, 7, 1, 1)), action, action[..., 0], np.zeros((1, 1)))
-    return task, data, datasets.task_stats(data, task, problems.MODEL)
+    return task, data, normalisation.task_stats(data, task, problems.MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_rolling_window_is_the_training_window(monkeypatch):
     holds its share of its neighbours' rewards."""
     data = tiny.linear_task(1, 9)
     spec = datasets.spec_from_trajectories("line", data)
-    stats = datasets.task_stats(data, spec, tiny.CONFIG)
+    stats = normalisation.task_stats(data, spec, tiny.CONFIG)
     config = dataclasses.replace(CONFIG, use_mean_field=True, message_bits=0, label="neighbourhood", batch_size=4)
     baseline = make_dt(spec, config)
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_the_rolling_window_is_the_training_window(monkeypatch):
     action = np.stack([*played, played[-1]])[None]
     logged = jax.tree.map(jnp.asarray, logged.replace(trajectories=logged.trajectories.replace(action=action)))
     for t, carry in enumerate(windows):
-        monkeypatch.setattr(datasets, "sample_places", lambda *args, t=t: jnp.array([[0, t]]))
+        monkeypatch.setattr(dt, "sample_places", lambda *args, t=t: jnp.array([[0, t]]))
         cut = baseline.sample(jax.random.key(0), logged, stats)
         real = np.asarray(carry.valid) > 0
         np.testing.assert_array_equal(cut.valid, np.tile(carry.valid, (tiny.AGENTS, 1)))

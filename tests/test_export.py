@@ -8,7 +8,7 @@ import pytest
 import networld_envs
 from experiments import export, settings
 from experiments.adapt import adapt_dir
-from networld_jax import checkpoints, datasets
+from networld_jax import checkpoints, datasets, normalisation
 from networld_jax.interop.agent_runtime import Agent
 from tests import tiny, toy_environment, toy_run
 
@@ -34,7 +34,7 @@ def workdir(config, tmp_path_factory):
     obs, action = rng.exponential(size=(2, 9, n, 2)), rng.random((2, 8, n, 1))
     data = datasets.from_arrays(obs, action, -obs[:, 1:, :, 0], np.asarray(toy_environment.ring()))
     world_model = settings.world_model(config, settings.environments(config))
-    stats = datasets.task_stats(data, world_model.specs["busy_queues"], world_model.config)
+    stats = normalisation.task_stats(data, world_model.specs["busy_queues"], world_model.config)
     params = tiny.random_params(world_model)
     checkpoints.save_model(
         adapt_dir(workdir, "busy_queues", False) / "model", world_model, params, {"busy_queues": stats}, seed=0

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import datasets
+from networld_jax import datasets, normalisation
 from networld_jax.baselines import IQLConfig, iql, make_iql
 from tests import small_problems as problems
 
@@ -89,7 +89,7 @@ def test_a_cut_is_no_end():
     obs, action = np.zeros((8, 5, 1, 1)), rng.uniform(-1, 1, (8, 4, 1, 1))
     data = datasets.from_arrays(obs, action, np.ones((8, 4, 1)), np.zeros((1, 1)))
     data = data.replace(truncated=np.arange(4)[None] == np.full((8, 1), 3))
-    stats = datasets.task_stats(data, task, problems.MODEL)
+    stats = normalisation.task_stats(data, task, problems.MODEL)
     baseline = make_iql(task, dataclasses.replace(CONFIG, discount=0.8, batch_size=64))
     _, _, metrics = problems.train(baseline, data, stats, 500, change=problems.unit_rewards)
     np.testing.assert_allclose(metrics["v"][-1], 5.0, atol=0.15)

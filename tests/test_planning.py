@@ -10,6 +10,7 @@ import pytest
 from networld_jax import datasets, planning, sampling
 from networld_jax.mean_field import mean_field
 from networld_jax.types import PlannerConfig
+from networld_jax.windows import windows
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -182,7 +183,7 @@ def test_messages_are_as_old_as_in_the_training_windows(delay):
     obs = np.random.default_rng(0).normal(size=(1, steps + 1, N, 2)).astype(np.float32)
     shape = (1, steps, N)
     data = datasets.from_arrays(obs, np.zeros((*shape, 1)), np.zeros(shape), tiny.path_graph(N))
-    window = datasets.windows(jax.tree.map(jnp.asarray, data), jnp.zeros((1, 2), jnp.int32), steps, delay)
+    window = windows(jax.tree.map(jnp.asarray, data), jnp.zeros((1, 2), jnp.int32), steps, delay)
     buffer = planning.init_messages(N, 2, delay)
     for t in range(steps):
         heard, buffer = planning.exchange(buffer, jnp.asarray(obs[0, t]))

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import checkpoints, datasets, losses, planning, training
+from networld_jax import checkpoints, losses, planning, training
 from networld_jax.types import LossConfig, PlannerConfig, TrainState
+from networld_jax.windows import windows
 from networld_jax.world_model import make_world_model
 from tests import tiny
 
@@ -193,7 +194,7 @@ def test_inverse_dynamics_reads_the_next_latent():
     """Actions are x' - 0.7 x + noise: an inverse model that sees z' beats one that sees another window's."""
     box, state = tiny.trained()
     data = jax.tree.map(jnp.asarray, tiny.linear_task(4, 20, seed=77))
-    segments = datasets.windows(data, jnp.array([(0, 0), (1, 5), (2, 9), (3, 2)]), H, 0)
+    segments = windows(data, jnp.array([(0, 0), (1, 5), (2, 9), (3, 2)]), H, 0)
     z, m = losses.encode_segments(box.world_model, state.params, box.stats, "line", segments)
 
     def loss(z):
@@ -219,7 +220,7 @@ def test_streamed_batches_are_the_resident_ones():
         seen = jnp.append(seen * stats, jax.random.uniform(key))
         return state.replace(step=state.step + 1, params=state.params + seen), {"seen": seen}
 
-    size = sum(np.prod(x.shape[1:]) for x in jax.tree.leaves(datasets.windows(data, np.zeros((1, 2), int), H, 1)))
+    size = sum(np.prod(x.shape[1:]) for x in jax.tree.leaves(windows(data, np.zeros((1, 2), int), H, 1)))
     start = TrainState(jnp.int32(0), jnp.zeros(2 * int(size) + 1), None, None)
     resident = jax.jit(training.make_epoch(update, training.multi_task_sampler(counts, H, delays), 3))
     streaming = jax.jit(training.make_streaming_epoch(update))

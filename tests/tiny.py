@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from networld_jax import datasets, training
+from networld_jax import datasets, normalisation, training
 from networld_jax.schedules import NoiseSchedule, cosine_schedule
 from networld_jax.types import LossConfig, Segments, TaskStats, TrainState, Trajectories, WorldModelConfig
 from networld_jax.world_model import WorldModel, make_world_model
@@ -95,7 +95,7 @@ def build(config: WorldModelConfig = CONFIG, data: Trajectories | None = None, n
     data = linear_task() if data is None else data
     spec = datasets.spec_from_trajectories(name, data)
     world_model = make_world_model(config, [spec])
-    stats = datasets.task_stats(data, spec, config)
+    stats = normalisation.task_stats(data, spec, config)
     return Tiny(data, spec, world_model, cosine_schedule(config.diffusion_steps), stats, random_params(world_model))
 
 
@@ -185,3 +185,8 @@ def without_agent(segments: Segments, agent: int) -> Segments:
         adjacency=segments.adjacency * present[None, :, None] * present[None, None, :],
         agent_mask=segments.agent_mask * present[None, :],
     )
+
+
+def integer_valued(data):
+    """The same data with whole actions from 0 on."""
+    return data.replace(action=np.round(10 * np.abs(data.action)))

@@ -26,7 +26,7 @@ import ml_collections
 import numpy as np
 
 from experiments import collect, runtime
-from networld_jax import checkpoints, datasets, training
+from networld_jax import checkpoints, datasets, normalisation, training
 from networld_jax.types import WorldModelConfig
 from networld_jax.world_model import make_world_model
 from tools import reliability
@@ -80,7 +80,7 @@ def write_everything(folder: Path) -> None:
     config = WorldModelConfig(latent_dim=3, horizon=4, width=8, width_mults=(1,), num_action_bins=5)
     model = make_world_model(config, [spec])
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(model.init, jax.random.key(0)))
-    stats = datasets.task_stats(trajectories, spec, config)
+    stats = normalisation.task_stats(trajectories, spec, config)
     checkpoints.save_model(folder / "model", model, params, {"line": stats}, stage="fuzz")
 
 

@@ -36,7 +36,7 @@ update = nw.make_update(nw.world_model_loss(model, schedule, nw.LossConfig()), o
 
 def sample(key, data_and_stats):
     """Eight networks' windows of the horizon, as the loss wants them."""
-    from networld_jax.datasets import sample_segments
+    from networld_jax.windows import sample_segments
 
     data, stats = data_and_stats
     return {"rb": sample_segments(key, data["rb"], 8, config.horizon)}, stats

@@ -20,7 +20,7 @@ from experiments.episodes import play
 from experiments.figures import imagined_against_realised
 from networld_envs import experts
 from networld_jax import planning
-from networld_jax.datasets import sample_segments
+from networld_jax.windows import sample_segments
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import networld_jax as nw
-from networld_jax.datasets import sample_segments
+from networld_jax.windows import sample_segments
 
 # ------------------------------------------------------------------ the operator's side: a network and its logs
 CELLS, STEPS, RUNS = 12, 150, 12

@@ -22,7 +22,7 @@ from experiments.benchmark import Row, row
 from experiments.suites.train import logged_data
 from networld_envs.instances import instance_keys
 from networld_envs.types import Environment, Policy
-from networld_jax import datasets, distillation, planning
+from networld_jax import distillation, normalisation, planning
 from networld_jax.costs import matmul_flops, num_parameters
 from networld_jax.evaluation import Protocol, charge_messages, episode_means
 from networld_jax.mean_field import mean_field
@@ -46,7 +46,7 @@ def still_policy(env: Environment) -> Policy:
 def planned_weights(config: ml_collections.ConfigDict, env: Environment, model: WorldModel) -> planning.PolicyParams:
     """Untrained weights, and constants out of a little random play."""
     data = logged_data(config, env.spec.name, 2, max(24, 2 * model.config.horizon))
-    stats = datasets.task_stats(data, env.spec, model.config)
+    stats = normalisation.task_stats(data, env.spec, model.config)
     return planning.PolicyParams(train_loop.make_init(model)(jax.random.key(0)), stats)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from experiments import measure, settings, train_loop
 from experiments.benchmark import Row, row
 from networld_envs.types import TaskSpec
-from networld_jax import datasets, planning, sharding
+from networld_jax import datasets, normalisation, planning, sharding
 from networld_jax.mean_field import Neighbours, mean_field, neighbours_from_edges
 from networld_jax.world_model import WorldModel
 
@@ -54,7 +54,7 @@ def untrained(model: WorldModel, spec: TaskSpec) -> planning.PolicyParams:
         np.zeros((1, 1)),
     )
     params = train_loop.make_init(model)(jax.random.key(0))
-    return planning.PolicyParams(params, datasets.task_stats(data, spec, model.config))
+    return planning.PolicyParams(params, normalisation.task_stats(data, spec, model.config))
 
 
 def decision(

@@ -18,7 +18,7 @@ from experiments.pretrain import segments_per_update
 from experiments.suites import sampler as sampler_suite
 from experiments.suites.sampler import Nets, TorchSampler
 from networld_envs.instances import instance_keys
-from networld_jax import datasets, diffusion, training
+from networld_jax import diffusion, normalisation, training
 from networld_jax.costs import matmul_flops
 from networld_jax.rollout import rollout
 from networld_jax.schedules import NoiseSchedule, cosine_schedule
@@ -140,7 +140,7 @@ def pipeline_rows(config: ml_collections.ConfigDict) -> list[Row]:
     env = settings.environment(config, task)
     model, loss = settings.world_model(config, {task: env}), settings.loss_config(config)
     data = logged_data(config, task, c.trajectories, c.trajectory_steps)
-    stats = {task: datasets.task_stats(data, env.spec, model.config, loss.discount)}
+    stats = {task: normalisation.task_stats(data, env.spec, model.config, loss.discount)}
     optimiser = training.make_optimiser(1e-4)
     schedule = cosine_schedule(model.config.diffusion_steps)
     update = training.make_update(training.world_model_loss(model, schedule, loss), optimiser, 0.99)

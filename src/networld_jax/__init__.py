@@ -5,11 +5,12 @@ the networks as pure functions; `joint_loss` trains them; `make_planner` turns t
 scores it.
 """
 
-from networld_jax.datasets import from_arrays, load, spec_from_trajectories, task_stats
+from networld_jax.datasets import from_arrays, load, spec_from_trajectories
 from networld_jax.evaluation import Protocol, Scores, anchored, charge_messages, evaluate, paired_difference
 from networld_jax.labels import neighbourhood_return
 from networld_jax.losses import joint_loss
 from networld_jax.mean_field import mean_field
+from networld_jax.normalisation import task_stats
 from networld_jax.planning import PolicyParams, make_planner
 from networld_jax.predictability import action_predictability
 from networld_jax.pretrained import load_pretrained

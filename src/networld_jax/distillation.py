@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 
 from networld_jax import networks, sampling
-from networld_jax.datasets import sample_segments
 from networld_jax.diffusion import denoising_loss, loss_weights
 from networld_jax.losses import masked_mean
 from networld_jax.mean_field import mean_field
 from networld_jax.planning import ImagineFn, PolicyParams, diffusion_imagination, planning_levels, quantise
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.types import Params, PlannerConfig, Segments, Trajectories
+from networld_jax.windows import sample_segments
 from networld_jax.world_model import WorldModel
 
 
@@ -67,9 +67,7 @@ def chain_student(
     if world_model.config.prediction != "x0":
         raise ValueError(f"a chain student needs a world model with prediction='x0', got {world_model.config}")
     mask, index = world_model.channel_mask(task), world_model.task_index(task)
-    teacher = diffusion_imagination(
-        world_model, schedule, task, config, functools.partial(sampler, return_chain=True)
-    )
+    teacher = diffusion_imagination(world_model, schedule, task, config, functools.partial(sampler, return_chain=True))
     levels = jnp.asarray(planning_levels(schedule.num_steps, config)[:-1])
     horizon, channels = world_model.config.horizon, 2 * world_model.config.latent_dim
     weights = loss_weights(horizon, channels, next_row_weight=next_row_weight, channel_mask=mask)

@@ -26,8 +26,8 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import multihost
 
-from networld_jax.datasets import windows
 from networld_jax.types import Segments, Trajectories
+from networld_jax.windows import windows
 
 DATA, MODEL = "data", "model"
 ROWS = P((DATA, MODEL))
@@ -223,7 +223,7 @@ def place_trajectories(mesh: Mesh | None, local: Trajectories) -> Trajectories:
 
 
 def make_windows(mesh: Mesh | None) -> Callable[[Trajectories, jax.Array, int, int], Segments]:
-    """`datasets.windows` over a dataset split along trajectories, with the batch of windows split over the data axis.
+    """`windows.windows` over a dataset split along trajectories, with the batch of windows split over the data axis.
 
     Each device cuts the windows whose trajectory it holds and the sum over devices, all others being zero, brings every
     window to where it is needed: exact, and batch-sized traffic instead of dataset-sized.

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from networld_jax.datasets import num_starts, sample_places, sample_segments, windows
 from networld_jax.losses import Stats, joint_loss
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.types import LossConfig, Params, Segments, TrainState, Trajectories
+from networld_jax.windows import num_starts, sample_places, sample_segments, windows
 
 PER_TASK = ("encoder", "decoder", "inverse_dynamics", "value", "action_value")
 SHARED = ("denoiser", "classifier")
@@ -179,7 +179,7 @@ def multi_task_sampler(
 ) -> Callable[[jax.Array, tuple[Mapping[str, Trajectories], Stats]], tuple[dict, Stats]]:
     """sample_fn(key, (data, stats)) -> ({task: Segments}, stats), `segments_per_task` windows of each task.
 
-    The keyword arguments are those of `datasets.sample_segments`, for datasets split over devices.
+    The keyword arguments are those of `windows.sample_segments`, for datasets split over devices.
     """
 
     def sample(key, data_and_stats):

@@ -74,7 +74,7 @@ class TaskStats:
     obs_std: jax.Array  # [O]
     latent_mean: jax.Array  # [D] of the encoder's output; zero until measured
     latent_std: jax.Array  # [D]; one until measured
-    surprise: jax.Array  # [D] rms error of the best linear one-step prediction of a latent, see datasets.surprise
+    surprise: jax.Array  # [D] rms error of the best linear one-step prediction of a latent, see normalisation.surprise
     return_mean: dict[str, jax.Array]  # label name -> []
     return_std: dict[str, jax.Array]
     reward_mean: jax.Array  # []

@@ -11,8 +11,8 @@ import numpy as np
 
 from networld_envs.types import TaskSpec
 from networld_jax import networks
-from networld_jax.datasets import normalise_obs
 from networld_jax.noise_levels import inputs_at_level
+from networld_jax.normalisation import normalise_obs
 from networld_jax.transforms import from_two_hot
 from networld_jax.types import Params, WorldModelConfig
 

@@ -22,7 +22,7 @@ import numpy as np
 from flax import struct
 
 from networld_envs.types import TaskSpec
-from networld_jax import datasets, networks, sampling, training
+from networld_jax import networks, sampling, training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, DiscountConfig, require, require_positive
 from networld_jax.diffusion import denoising_loss, loss_weights
@@ -31,6 +31,7 @@ from networld_jax.noise_levels import NOISE_LEVELS, disturb, inputs_at_level
 from networld_jax.planning import PolicyParams
 from networld_jax.presets import SAMPLERS
 from networld_jax.schedules import cosine_schedule
+from networld_jax.windows import sample_places, windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +106,8 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
 
     def sample(key, data: returns.Labelled, stats) -> Windows:
         runs, starts, num_agents = data.label.shape
-        where = datasets.sample_places(key, runs, starts, max(1, config.batch_size // num_agents))
-        segments = datasets.windows(data.trajectories, where, horizon, spec.message_delay_steps)
+        where = sample_places(key, runs, starts, max(1, config.batch_size // num_agents))
+        segments = windows(data.trajectories, where, horizon, spec.message_delay_steps)
         fold = lambda x: x.reshape((-1,) + x.shape[2:])  # noqa: E731
         return Windows(
             features=fold(inputs.window_features(config, segments, stats)),

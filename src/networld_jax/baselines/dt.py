@@ -25,11 +25,12 @@ import optax
 from flax import struct
 
 from networld_envs.types import Policy, TaskSpec
-from networld_jax import datasets, networks, training
+from networld_jax import networks, training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, RewardConfig, require, require_positive
 from networld_jax.losses import masked_mean
 from networld_jax.planning import PolicyParams, exchange, init_messages
+from networld_jax.windows import sample_places, windows
 
 REWARD_BYTES = 2  # a neighbour's share of the reward, float16
 PADDED_ACTION = -10.0  # as in the reference; masked anyway
@@ -140,12 +141,10 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
 
     def sample(key, data: returns.Labelled, stats) -> Sequences:
         runs, length, num_agents = data.label.shape
-        where = datasets.sample_places(key, runs, length, max(1, config.batch_size // num_agents))
+        where = sample_places(key, runs, length, max(1, config.batch_size // num_agents))
         run, last = where[:, :1], where[:, 1:]
         first = last - steps + 1
-        segments = datasets.windows(
-            data.trajectories, jnp.concatenate([run, first], -1), steps, spec.message_delay_steps
-        )
+        segments = windows(data.trajectories, jnp.concatenate([run, first], -1), steps, spec.message_delay_steps)
         at = first + jnp.arange(steps)[None]  # [B, T]; negative entries are padding
         num_steps = stats.extra["sub_episode_steps"]
         valid = (at >= last - last % num_steps).astype(jnp.float32)

@@ -9,10 +9,12 @@ import numpy as np
 from flax import struct
 
 from networld_envs.types import TaskSpec
-from networld_jax import datasets
+from networld_jax import normalisation
+from networld_jax.baselines.transitions import sample_transitions, transitions
 from networld_jax.baselines.types import BaselineConfig
 from networld_jax.labels import spread_over_neighbourhood
 from networld_jax.types import TaskStats, Trajectories, Transitions
+from networld_jax.windows import sample_places, windows
 
 
 @struct.dataclass
@@ -31,7 +33,7 @@ def relabel(trajectories: Trajectories, stats: TaskStats, label: str) -> tuple[T
     if label == "neighbourhood":
         shared = spread_over_neighbourhood(trajectories.reward, np.asarray(trajectories.adjacency)[:, None])
         trajectories = trajectories.replace(reward=np.asarray(shared, np.float32))
-    rewards = datasets.present_rows(trajectories, "reward")
+    rewards = normalisation.present_rows(trajectories, "reward")
     mean, std = np.float32(rewards.mean()), np.float32(max(rewards.std(), 1e-6))
     return trajectories, stats.replace(reward_mean=jax.numpy.asarray(mean), reward_std=jax.numpy.asarray(std))
 
@@ -65,7 +67,7 @@ def transition_sampler(spec: TaskSpec, config: BaselineConfig) -> Callable[..., 
     """sample(key, trajectories, stats) -> about `batch_size` agent transitions."""
 
     def sample(key, trajectories, stats):
-        return datasets.sample_transitions(key, trajectories, stats, config.batch_size, spec.message_delay_steps)
+        return sample_transitions(key, trajectories, stats, config.batch_size, spec.message_delay_steps)
 
     return sample
 
@@ -75,8 +77,8 @@ def labelled_sampler(spec: TaskSpec, config: BaselineConfig) -> Callable[..., tu
 
     def sample(key, labelled: Labelled, stats):
         runs, length, num_agents = labelled.label.shape
-        where = datasets.sample_places(key, runs, length, max(1, config.batch_size // num_agents))
-        segments = datasets.windows(labelled.trajectories, where, 1, spec.message_delay_steps)
-        return datasets.transitions(segments, stats), labelled.label[where[:, 0], where[:, 1]].reshape(-1)
+        where = sample_places(key, runs, length, max(1, config.batch_size // num_agents))
+        segments = windows(labelled.trajectories, where, 1, spec.message_delay_steps)
+        return transitions(segments, stats), labelled.label[where[:, 0], where[:, 1]].reshape(-1)
 
     return sample

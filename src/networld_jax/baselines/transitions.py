@@ -1,0 +1,41 @@
+"""Agent transitions with messages, the rows that the model-free baselines learn from."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from networld_jax.mean_field import mean_field
+from networld_jax.normalisation import normalise_obs
+from networld_jax.types import Segments, TaskStats, Trajectories, Transitions
+from networld_jax.windows import sample_segments
+
+
+def sample_transitions(
+    key: jax.Array, trajectories: Trajectories, stats: TaskStats, batch_size: int, message_delay: int = 0
+) -> Transitions:
+    """About `batch_size` agent transitions: batch_size / N joint steps with the agent axis folded. Pure."""
+    num_agents = trajectories.reward.shape[-1]
+    joint = max(1, batch_size // num_agents)
+    segments = sample_segments(key, trajectories, joint, 1, message_delay)
+    return transitions(segments, stats)
+
+
+def transitions(segments: Segments, stats: TaskStats) -> Transitions:
+    """Agent transitions of windows of horizon 1, [B * N] rows."""
+    obs = normalise_obs(segments.obs, stats)
+    heard = normalise_obs(segments.message_obs, stats)
+    mean = mean_field(jnp.swapaxes(heard, 1, 2), segments.adjacency[:, None])  # [B, 2, N, O]
+    weight = segments.agent_mask * segments.is_demonstration  # [B, N] * [B, 1]
+    fold = lambda x: x.reshape((-1,) + x.shape[2:])  # noqa: E731
+    return Transitions(
+        obs=fold(obs[:, :, 0]),
+        next_obs=fold(obs[:, :, 1]),
+        neighbour_mean=fold(mean[:, 0]),
+        next_neighbour_mean=fold(mean[:, 1]),
+        action=fold(segments.action[:, :, 0]),
+        reward=fold(segments.reward[:, :, 0]),
+        terminated=jnp.zeros(weight.size, bool),  # continuing tasks: a cut is a truncation, bootstrapping goes on
+        agent_mask=segments.agent_mask.reshape(-1),
+        weight=weight.reshape(-1),
+    )
