@@ -117,21 +117,21 @@ def tables(results: dict[str, Any]) -> str:
     gate_rows = []
     for gate, what in MEANING.items():
         entry = results["gates"][gate]
-        shown = [f"{x:.3f}" for x in entry["instances"]]
-        gate_rows.append((f"({gate}) {what}", entry["wanted"], *shown, f"{entry['mean']:.3f} +- {entry['sem']:.3f}"))
-    joint_entries = results["joint"].values()
+        lowest, highest = (f"{x:.3f}" for x in (min(entry["instances"]), max(entry["instances"])))
+        mean = f"{entry['mean']:.3f} +- {entry['sem']:.3f}"
+        gate_rows.append((f"({gate}) {what}", entry["wanted"], mean, lowest, highest))
+
+    def ends(field: str, digits: int) -> str:
+        """Lowest to highest instance."""
+        values = [entry[field] for entry in results["joint"].values()]
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
     rows = sorted(((n, f"{r['mean']:.3f} +- {r['sem']:.3f}") for n, r in results["rows"].items()), key=lambda r: r[1])
     return "\n".join((
         f"{count} validation instances, (a) and (b) over {steps} windows, by\n`{results['provenance']['command']}`:\n",
-        markdown_table(("gate", "wanted", *map(str, range(count)), "mean"), gate_rows),
-        "Standard error of (c) within an instance: "
-        + ", ".join(f"{entry['sem']:.4f}" for entry in joint_entries)
-        + "; the model expects "
-        + ", ".join(f"{entry['expected_gain']:.4f}" for entry in joint_entries)
-        + ".\n",
-        "Share of the expert's rewards in [0.5, 1): "
-        + ", ".join(f"{entry['in_half_to_one']:.2f}" for entry in joint_entries)
-        + ".\n",
+        markdown_table(("gate", "wanted", "mean", "lowest instance", "highest"), gate_rows),
+        f"Standard error of (c) within an instance: {ends('sem', 4)}; the model expects {ends('expected_gain', 4)}.\n",
+        f"Share of the expert's rewards in [0.5, 1): {ends('in_half_to_one', 2)} by instance.\n",
         markdown_table(("policy", "mean reward"), rows),
         *(
             f"Best constant split of instance {i}: {entry['chosen']:.3f} with the model's choice, {entry['best']:.3f} "

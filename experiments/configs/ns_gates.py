@@ -1,7 +1,9 @@
-"""The three planning gates of ns on validation instances, simulated (half an hour of one CPU core) or on the model.
+"""The three planning gates of ns on validation instances, simulated (one to two hours of one CPU core) or on the model.
 
 python -m experiments.gates --config=experiments/configs/ns_gates.py --workdir=runs/ns_gates --publish
 python -m experiments.gates_on_model --config=experiments/configs/ns_gates.py --workdir=runs/ns_gates_on_model --publish
+
+The page on the model was made with `--config.evaluate.num_instances.ns=4`.
 """
 
 from ml_collections import ConfigDict
@@ -28,10 +30,10 @@ VARIANTS = {  # what each choice of the default does to the gates
 
 
 def get_config() -> ConfigDict:
-    """4 validation instances x 1000 windows: the test instances judge policies, not the task."""
+    """16 validation instances x 1000 windows: the test instances judge policies, not the task."""
     c = default.get_config()
     c.evaluate.split = "validation"
-    c.evaluate.num_instances.ns = 4
+    c.evaluate.num_instances.ns = 16
     c.evaluate.num_steps.ns = 1000
     c.evaluate.burn_in_steps.ns = 20
     c.evaluate.num_parallel = 4
