@@ -112,26 +112,24 @@ def gates(results: dict[str, Any]) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> str:
     """The gates and what they rest on as Markdown."""
-    steps = results["rows"]["expert"]["steps"]
-    count = len(results["joint"])
-    gate_rows = []
-    for gate, what in MEANING.items():
-        entry = results["gates"][gate]
-        lowest, highest = (f"{x:.3f}" for x in (min(entry["instances"]), max(entry["instances"])))
-        mean = f"{entry['mean']:.3f} +- {entry['sem']:.3f}"
-        gate_rows.append((f"({gate}) {what}", entry["wanted"], mean, lowest, highest))
 
-    def ends(field: str, digits: int) -> str:
-        """Lowest to highest instance."""
-        values = [entry[field] for entry in results["joint"].values()]
+    def with_error(entry: dict[str, Any]) -> str:
+        return f"{entry['mean']:.3f} +- {entry['sem']:.3f}"
+
+    def ends(values: list[float], digits: int) -> str:
         return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
-    rows = sorted(((n, f"{r['mean']:.3f} +- {r['sem']:.3f}") for n, r in results["rows"].items()), key=lambda r: r[1])
+    measured = [(f"({gate}) {what}", results["gates"][gate]) for gate, what in MEANING.items()]
+    gate_rows = [(name, g["wanted"], with_error(g), ends(g["instances"], 3)) for name, g in measured]
+    fields = ("sem", "expected_gain", "in_half_to_one")
+    sem, expected, in_half_to_one = ([entry[f] for entry in results["joint"].values()] for f in fields)
+    rows = sorted(((name, with_error(entry)) for name, entry in results["rows"].items()), key=lambda row: row[1])
     return "\n".join((
-        f"{count} validation instances, (a) and (b) over {steps} windows, by\n`{results['provenance']['command']}`:\n",
-        markdown_table(("gate", "wanted", "mean", "lowest instance", "highest"), gate_rows),
-        f"Standard error of (c) within an instance: {ends('sem', 4)}; the model expects {ends('expected_gain', 4)}.\n",
-        f"Share of the expert's rewards in [0.5, 1): {ends('in_half_to_one', 2)} by instance.\n",
+        f"{len(sem)} validation instances, (a) and (b) over {results['rows']['expert']['steps']} windows, by\n"
+        f"`{results['provenance']['command']}`:\n",
+        markdown_table(("gate", "wanted", "mean", "by instance"), gate_rows),
+        f"Standard error of (c) within an instance: {ends(sem, 4)}; the model expects {ends(expected, 4)}.\n",
+        f"Share of the expert's rewards in [0.5, 1): {ends(in_half_to_one, 2)} by instance.\n",
         markdown_table(("policy", "mean reward"), rows),
         *(
             f"Best constant split of instance {i}: {entry['chosen']:.3f} with the model's choice, {entry['best']:.3f} "

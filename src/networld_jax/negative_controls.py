@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from networld_jax.datasets import FIELDS
 from networld_jax.transforms import symexp, symlog
 from networld_jax.types import Trajectories
 
@@ -16,7 +17,7 @@ def shuffle_time(key: jax.Array, trajectories: Trajectories) -> Trajectories:
     runs, length = trajectories.reward.shape[:2]
     order = np.asarray(jax.vmap(lambda k: jax.random.permutation(k, length))(jax.random.split(key, runs)))
     fields = {}
-    for name in Trajectories.__dataclass_fields__:
+    for name in FIELDS:
         values = np.array(getattr(trajectories, name))
         if name not in ("adjacency", "agent_mask"):
             values[:, :length] = np.stack([values[r, order[r]] for r in range(runs)])

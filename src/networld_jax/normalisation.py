@@ -10,7 +10,7 @@ import numpy as np
 
 from networld_envs.types import TaskSpec
 from networld_jax.labels import LABELS
-from networld_jax.transforms import data_bins, symlog, two_hot
+from networld_jax.transforms import data_bins, host_symlog, symlog, two_hot
 from networld_jax.types import Segments, TaskStats, Trajectories, WorldModelConfig
 from networld_jax.windows import windows
 
@@ -57,7 +57,7 @@ def task_stats(
     """
     model = model or WorldModelConfig()
     rows = present_rows(trajectories, "obs")
-    squashed = np.sign(rows) * np.log1p(np.abs(rows))
+    squashed = host_symlog(rows)
     rewards = present_rows(trajectories, "reward")
     bins = action_bins(trajectories, spec, model.num_action_bins)
     actions = present_rows(trajectories, "action")
@@ -114,10 +114,9 @@ def _latent_surprise(
     learned."""
     known = np.ones(model.latent_dim, np.float32)
     if model.encoder == "identity":
-        obs = np.asarray(trajectories.obs, np.float64)
-        z = (np.sign(obs) * np.log1p(np.abs(obs)) - obs_mean) / obs_std
+        z = (host_symlog(np.asarray(trajectories.obs, np.float64)) - obs_mean) / obs_std
         rms = surprise(z, np.asarray(trajectories.adjacency), np.asarray(trajectories.agent_mask))
-        known[: obs.shape[-1]] = np.maximum(rms, MIN_SURPRISE)[: model.latent_dim]
+        known[: z.shape[-1]] = np.maximum(rms, MIN_SURPRISE)[: model.latent_dim]
     return known
 
 

@@ -25,6 +25,16 @@ def symexp(x: jax.Array) -> jax.Array:
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
+def host_symlog(x: np.ndarray) -> np.ndarray:
+    """`symlog` in NumPy and in the precision of x: constants are measured on the host in float64."""
+    return np.sign(x) * np.log1p(np.abs(x))
+
+
+def host_symexp(x: np.ndarray) -> np.ndarray:
+    """`symexp` in NumPy and in the precision of x."""
+    return np.sign(x) * np.expm1(np.abs(x))
+
+
 def symexp_bins(low: ArrayLike, high: ArrayLike, num_bins: int) -> jax.Array:
     """Bins from `low` to `high`, evenly spaced in symlog space.
 
@@ -43,11 +53,10 @@ def symexp_bins(low: ArrayLike, high: ArrayLike, num_bins: int) -> jax.Array:
         raise ValueError(f"num_bins must be at least 2, got {num_bins}")
     if not np.all(low < high):
         raise ValueError(f"low must be below high everywhere, got low={low}, high={high}; widen constant ranges first")
-    ends = [np.sign(end) * np.log1p(np.abs(end)) for end in (low, high)]
-    grid = np.linspace(*ends, num_bins, axis=-1)
+    grid = np.linspace(host_symlog(low), host_symlog(high), num_bins, axis=-1)
     mirrored = (grid - grid[..., ::-1]) / 2
     grid = np.where((low == -high)[..., None], mirrored, grid)
-    return jnp.asarray(np.sign(grid) * np.expm1(np.abs(grid)), jnp.float32)
+    return jnp.asarray(host_symexp(grid), jnp.float32)
 
 
 def data_bins(low: ArrayLike, high: ArrayLike, num_bins: int) -> jax.Array:
@@ -65,10 +74,9 @@ def data_bins(low: ArrayLike, high: ArrayLike, num_bins: int) -> jax.Array:
     """
     if num_bins < 4:
         raise ValueError(f"num_bins must be at least 4 (two of them are spare), got {num_bins}")
-    ends = [np.sign(end) * np.log1p(np.abs(end)) for end in (np.asarray(low, np.float64), np.asarray(high, np.float64))]
-    margin = np.where(ends[0] == ends[1], 0.5, (ends[1] - ends[0]) / (num_bins - 3))
-    low, high = (np.sign(end) * np.expm1(np.abs(end)) for end in (ends[0] - margin, ends[1] + margin))
-    return symexp_bins(low, high, num_bins)
+    low, high = (host_symlog(np.asarray(end, np.float64)) for end in (low, high))
+    margin = np.where(low == high, 0.5, (high - low) / (num_bins - 3))
+    return symexp_bins(host_symexp(low - margin), host_symexp(high + margin), num_bins)
 
 
 def two_hot(y: jax.Array, bins: jax.Array) -> jax.Array:
