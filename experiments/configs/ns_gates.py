@@ -1,9 +1,7 @@
-"""The three planning gates of ns on validation instances, simulated (one to two hours of one CPU core) or on the model.
+"""The three planning gates of ns on validation instances, simulated (an hour of one CPU core) or on the model (20 min).
 
 python -m experiments.gates --config=experiments/configs/ns_gates.py --workdir=runs/ns_gates --publish
 python -m experiments.gates_on_model --config=experiments/configs/ns_gates.py --workdir=runs/ns_gates_on_model --publish
-
-The page on the model was made with `--config.evaluate.num_instances.ns=4`.
 """
 
 from ml_collections import ConfigDict
