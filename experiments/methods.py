@@ -102,6 +102,8 @@ CONTROLS = {
 
 TRUST = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)  # s at which noise-aware inverse models are decoded
 
+SHIFTS = (0.05, 0.1, 0.2, 0.4)  # standard deviations of the data's actions
+
 ABLATIONS = {
     **{
         f"scratch_w{w:g}": scratch(f"guidance scale {w:g}", planner__guide_scale=w)
@@ -156,6 +158,13 @@ ABLATIONS = {
     "scratch_predict_noise": scratch("the denoiser predicts the noise", model__prediction="noise"),
     "scratch_shared_trunk": scratch("the classifier is a head on the denoiser's trunk", model__shared_trunk=True),
     "scratch_mean_of_4": scratch("the mean of 4 plans", planner__num_averaged=4),
+    **{
+        f"scratch_shift_{shift:g}": scratch(
+            f"actions shifted by {shift:g} standard deviations of the data's", planner__action_shift_std=shift
+        )
+        for shift in SHIFTS
+    },
+    "scratch_hear_quantised": scratch("trained on messages as they arrive: quantised", loss__message_bits=4),
     "scratch_messages_float32": scratch("messages in float32", planner__message_bits=0),
     "scratch_delay_2": scratch("messages 2 steps old, in training too", planner__message_delay_steps=2),
     "scratch_delay_5": scratch("messages 5 steps old, in training too", planner__message_delay_steps=5),

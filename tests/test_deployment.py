@@ -14,13 +14,14 @@ import pytest
 
 from networld_jax import planning
 from networld_jax.interop import deployment
+from networld_jax.mean_field import quantise
 from networld_jax.types import PlannerConfig
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 N, STEPS, SEED = tiny.AGENTS, 4, 11
-CONFIG = PlannerConfig(num_steps=2)
+CONFIG = PlannerConfig(num_steps=2, action_shift_std=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_packed_messages_decode_to_what_the_planner_hears(exported, bits):
     agent = Agent(exported)
     half = 2 ** (bits - 1) - 1 if bits else 0
     agent.facts["message"] |= {"bytes": packed.nbytes, "entries": 7, "bits": bits, "half_levels": half, "range": 3.0}
-    heard = planning.quantise(jnp.asarray(z), bits, 3.0)
+    heard = quantise(jnp.asarray(z), bits, 3.0)
     np.testing.assert_allclose(agent.decode(packed.tobytes()), heard, rtol=1e-6)
     with pytest.raises(ValueError, match=f"a message has {packed.nbytes} bytes, got {packed.nbytes + 1}"):
         agent.decode(packed.tobytes() + b"\0")

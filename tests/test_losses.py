@@ -9,7 +9,7 @@ import pytest
 
 from networld_jax import losses
 from networld_jax.labels import LABELS, neighbourhood_return, own_return
-from networld_jax.mean_field import mean_field
+from networld_jax.mean_field import mean_field, quantise
 from networld_jax.types import LossConfig, PlannerConfig
 from tests import tiny
 
@@ -189,6 +189,22 @@ def test_label_is_standardised_and_centred_on_request(mlp):
     z, m = losses.encode_segments(mlp.world_model, params, mlp.stats, "line", segments)
     value = mlp.world_model.value(params, "line", z[:, :, 0], m[:, :, 0])
     np.testing.assert_allclose(centred.label, (expected - value).reshape(-1), atol=1e-5)
+
+
+def test_training_can_hear_messages_as_the_planner_does(mlp):
+    """The mean field is that of quantised messages, and gradients reach the encoder through it as if it were not."""
+    segments, config = tiny.random_segments(), LossConfig(message_bits=3, message_range=2.0)
+
+    def heard(params, config):
+        return losses.encode_segments(mlp.world_model, params, mlp.stats, "line", segments, config)
+
+    z, m = heard(mlp.params, config)
+    sent = quantise(z[:, :, 0], config.message_bits, config.message_range)
+    np.testing.assert_allclose(m[:, :, 0], mean_field(sent, segments.adjacency), atol=1e-6)
+    assert np.abs(m - heard(mlp.params, LossConfig())[1]).max() > 0.05
+    slope = lambda config: jax.grad(lambda p: (heard(p, config)[1] ** 2).sum())(mlp.params)["encoder"]  # noqa: E731
+    for leaf in jax.tree.leaves(slope(config)):
+        assert np.abs(leaf).max() > 0
 
 
 def test_noised_sequences_keep_their_first_row_clean(mlp):

@@ -98,3 +98,12 @@ def test_box_bins_cover_the_data_with_one_spare_at_each_end(data):
     assert (bins[:, 0] < low).all() and (bins[:, -1] > high).all()
     np.testing.assert_allclose(bins[:, 1], low, rtol=1e-5)  # float32 through symlog and back
     np.testing.assert_allclose(bins[:, -2], high, rtol=1e-5)
+
+
+def test_action_std_is_that_of_the_histogram(data):
+    spec = datasets.spec_from_trajectories("line", data)
+    stats = normalisation.task_stats(data, spec, WorldModelConfig(latent_dim=4, horizon=4, num_action_bins=9))
+    bins, share = np.array([[-2.0, 0.0, 4.0]] * 2), np.array([[0.25, 0.25, 0.5], [0.0, 1.0, 0.0]])
+    stats = stats.replace(action_bins=jnp.asarray(bins), action_log_histogram=jnp.log(jnp.asarray(share)))
+    # mean 1.5, mean square 9, so variance 6.75; a constant action has none
+    np.testing.assert_allclose(normalisation.action_std(stats), [np.sqrt(6.75), 0.0], rtol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from networld_jax import datasets, planning, sampling
-from networld_jax.mean_field import mean_field
+from networld_jax.mean_field import mean_field, quantise
 from networld_jax.types import PlannerConfig
 from networld_jax.windows import windows
 from tests import tiny
@@ -146,6 +146,16 @@ def test_one_exported_agent_reproduces_the_batch(box, params, graph):
     np.testing.assert_allclose(action, batch.action[2], atol=2e-5)
 
 
+def test_actions_shift_by_standard_deviations_of_the_data(box, params, graph, player):
+    """Same plans, same keys: every action is larger by 0.3 standard deviations of what was logged, component by
+    component."""
+    shifted = Player(box, dataclasses.replace(EXACT, action_shift_std=0.3))
+    obs = observations()
+    moved = shifted.play(params, obs, graph) - player.play(params, obs, graph)
+    measured = np.asarray(box.data.action).std((0, 1, 2))
+    np.testing.assert_allclose(moved, np.tile(0.3 * measured, (1, N, 1)), rtol=0.1)  # two-hot and smoothing widen it
+
+
 def test_an_absent_agent_changes_nobodys_action(player, params, graph):
     present = jnp.array([1.0, 1.0, 1.0, 0.0])
     alone = graph * present[:, None] * present[None, :]
@@ -193,20 +203,20 @@ def test_messages_are_as_old_as_in_the_training_windows(delay):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_quantiser(bits):
     z = jnp.asarray(np.arange(-2000, 2001) * np.float32(0.004))  # exactly symmetric, unlike linspace
-    q = np.asarray(planning.quantise(z, bits, 6.0))
+    q = np.asarray(quantise(z, bits, 6.0))
     assert len(np.unique(q)) == 2**bits - 1
     inside = np.abs(z) <= 6
     half_step = 3.0 / (2 ** (bits - 1) - 1)
     assert np.abs(q - z)[inside].max() <= half_step * (1 + 1e-5)
     assert q.max() == 6.0 and q.min() == -6.0
     np.testing.assert_array_equal(q, -q[::-1])
-    assert planning.quantise(jnp.float32(0.0), bits, 6.0) == 0
-    np.testing.assert_allclose(planning.quantise(jnp.asarray(q), bits, 6.0), q, atol=1e-6)
+    assert quantise(jnp.float32(0.0), bits, 6.0) == 0
+    np.testing.assert_allclose(quantise(jnp.asarray(q), bits, 6.0), q, atol=1e-6)
 
 
 def test_no_bits_is_no_quantisation():
     z = jnp.linspace(-8.0, 8.0, 11)
-    np.testing.assert_array_equal(planning.quantise(z, 0, 6.0), z)
+    np.testing.assert_array_equal(quantise(z, 0, 6.0), z)
 
 
 def test_bytes_of_a_message_count_used_channels_only(box):

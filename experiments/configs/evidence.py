@@ -128,6 +128,8 @@ def get_config(preset: str = "small") -> ConfigDict:
     )  # fmt: skip
     trust = tuple(f"scratch_trust_{s:g}" for s in methods.TRUST)
     c.groups.trust = group(("networld_scratch", *trust), tiers=("mixed", "expert"))
+    shifts = tuple(f"scratch_shift_{shift:g}" for shift in methods.SHIFTS)
+    c.groups.shift = group(("networld_scratch", *shifts), tiers=("mixed", "expert"))
     c.groups.adaptation = group(
         ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
         sizes=ConfigDict(few_shot),

@@ -25,7 +25,7 @@ from networld_envs.types import Environment, Policy
 from networld_jax import distillation, normalisation, planning
 from networld_jax.costs import matmul_flops, num_parameters
 from networld_jax.evaluation import Protocol, charge_messages, episode_means
-from networld_jax.mean_field import mean_field
+from networld_jax.mean_field import mean_field, quantise
 from networld_jax.schedules import cosine_schedule
 from networld_jax.world_model import WorldModel
 
@@ -153,7 +153,7 @@ def decision(
         heard = mean_field(jnp.concatenate([z[None], received]), star)[0]
         x = imagine(weights, key[None], z[None], heard[None])
         action = planning.decode_plans(model, task, weights, x)[0]
-        return action, planning.quantise(z, num_bits, limit)
+        return action, quantise(z, num_bits, limit)
 
     return decide
 

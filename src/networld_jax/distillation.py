@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from networld_jax import networks, sampling
 from networld_jax.diffusion import denoising_loss, loss_weights
 from networld_jax.losses import masked_mean
-from networld_jax.mean_field import mean_field
-from networld_jax.planning import ImagineFn, PolicyParams, diffusion_imagination, planning_levels, quantise
+from networld_jax.mean_field import mean_field, quantise
+from networld_jax.planning import ImagineFn, PolicyParams, diffusion_imagination, planning_levels
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.types import Params, PlannerConfig, Segments, Trajectories
 from networld_jax.windows import sample_segments

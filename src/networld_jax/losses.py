@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from networld_jax.diffusion import denoising_loss, loss_weights, q_sample
 from networld_jax.labels import LABELS
-from networld_jax.mean_field import mean_field
+from networld_jax.mean_field import mean_field, quantise
 from networld_jax.noise_levels import disturb
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.transforms import two_hot_cross_entropy
@@ -40,14 +40,18 @@ class Sequences(NamedTuple):
     label: jax.Array  # [S] standardised return
 
 
-def encode_segments(world_model, params: Params, stats: TaskStats, task: str, segments: Segments):
+def encode_segments(
+    world_model, params: Params, stats: TaskStats, task: str, segments: Segments, config: LossConfig | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Latents z [B, N, H+1, D] and mean fields m [B, N, H+1, D] of windows.
 
     The mean field averages the neighbours' latents of the observations their messages describe (delayed if the task's
-    are).
+    are), quantised with `message_bits`; gradients pass as if they were not.
     """
     z = world_model.encode(params, stats, task, segments.obs)
     heard = world_model.encode(params, stats, task, segments.message_obs)
+    if config is not None and config.message_bits:
+        heard += jax.lax.stop_gradient(quantise(heard, config.message_bits, config.message_range) - heard)
     m = mean_field(jnp.swapaxes(heard, 1, 2), segments.adjacency[:, None])  # over N, per step
     return z, jnp.swapaxes(m, 1, 2)
 
@@ -137,7 +141,7 @@ def task_loss(
     """One task's own losses (inverse dynamics, value heads, reconstruction), its sequences for the shared nets,
     metrics."""
     idm_key, dropout_key = jax.random.split(key)
-    z, m = encode_segments(world_model, params, stats, task, segments)
+    z, m = encode_segments(world_model, params, stats, task, segments, config)
     if config.message_dropout:
         keep = jax.random.bernoulli(dropout_key, 1.0 - config.message_dropout, m.shape[:2])
         m = m * keep[:, :, None, None]

@@ -69,6 +69,14 @@ def _mean_of_lists(z: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Arr
     return total / jnp.maximum(jnp.sum(weight, axis=-1, keepdims=True), 1.0).astype(z.dtype)
 
 
+def quantise(z: jax.Array, num_bits: int, limit: float) -> jax.Array:
+    """Uniform mid-tread quantiser of [-limit, limit] with 2**num_bits - 1 levels; 0 bits = off."""
+    if not num_bits:
+        return z
+    half = 2 ** (num_bits - 1) - 1
+    return jnp.round(jnp.clip(z / limit, -1.0, 1.0) * half) * (limit / half)
+
+
 # ---------------------------------------------------------------------------------------------------- graphs
 
 

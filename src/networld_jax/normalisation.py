@@ -130,3 +130,10 @@ def _all_labels(trajectories: Trajectories, label_fn: Callable[[Segments], jax.A
         label = np.asarray(label_fn(segments))
         values.append(label[np.asarray(segments.agent_mask) > 0])
     return np.concatenate(values)
+
+
+def action_std(stats: TaskStats) -> jax.Array:
+    """Standard deviation [A] of the data's actions, out of their two-hot histogram."""
+    probabilities = jax.nn.softmax(stats.action_log_histogram, -1)
+    mean = jnp.sum(probabilities * stats.action_bins, -1, keepdims=True)
+    return jnp.sqrt(jnp.sum(probabilities * (stats.action_bins - mean) ** 2, -1))

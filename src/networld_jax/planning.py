@@ -17,7 +17,8 @@ from flax import struct
 from networld_envs.types import Policy
 from networld_jax import sampling
 from networld_jax.diffusion import predict_x0
-from networld_jax.mean_field import Neighbours, mean_field
+from networld_jax.mean_field import Neighbours, mean_field, quantise
+from networld_jax.normalisation import action_std
 from networld_jax.schedules import NoiseSchedule
 from networld_jax.types import Params, Plan, PlannerConfig, TaskStats
 from networld_jax.world_model import WorldModel
@@ -41,6 +42,9 @@ GuidanceFn = Callable[[PolicyParams, jax.Array], sampling.PredictFn]
 RankFn = Callable[[PolicyParams, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """(policy_params, z [S, D], m [S, D], action [S, A], x [S, H, 2D]) -> [S]; the candidate with the largest value is
 executed."""
+
+DecodeFn = Callable[[PolicyParams, jax.Array], jax.Array]
+"""(policy_params, x [S, H, 2D]) -> actions [S, A]."""
 
 
 def return_gradient(world_model: WorldModel, task: str) -> GuidanceFn:
@@ -239,12 +243,24 @@ def decode_plans(
     policy_params: PolicyParams,
     x: jax.Array,
     noise: float = PlannerConfig.inverse_dynamics_noise,
+    shift_std: float = 0.0,
 ) -> jax.Array:
-    """Actions [S, A] of plans [S, H, 2D] from rows 0 and 1; `noise` is what a noise-aware inverse model is told."""
-    dim = world_model.config.latent_dim
+    """Actions [S, A] of plans [S, H, 2D] from rows 0 and 1: the inverse model's mean + shift_std std(a) over the data.
+
+    `noise` is what a noise-aware inverse model is told. Where asking for too little costs more than asking for too
+    much, a shift above 0 is nearer to the Bayes decision than the mean.
+    """
+    dim, stats = world_model.config.latent_dim, policy_params.stats
     z, m, z_next = x[:, 0, :dim], x[:, 0, dim:], x[:, 1, :dim]
-    logits = world_model.action_logits(policy_params.params, policy_params.stats, task, z, m, z_next, noise)
-    return world_model.decode_action(policy_params.stats, logits)
+    logits = world_model.action_logits(policy_params.params, stats, task, z, m, z_next, noise)
+    action = world_model.decode_action(stats, logits)
+    return action + shift_std * action_std(stats)[None, :] if shift_std else action
+
+
+def decoder(world_model: WorldModel, task: str, config: PlannerConfig) -> DecodeFn:
+    """`decode_plans` as a planner's configuration asks for it."""
+    noise, shift = config.inverse_dynamics_noise, config.action_shift_std
+    return functools.partial(decode_plans, world_model, task, noise=noise, shift_std=shift)
 
 
 MapFn = Callable[[Callable[..., Plan]], Callable[..., Plan]]
@@ -279,14 +295,14 @@ def make_agent_plans(
     imagine_fn: ImagineFn,
     num_candidates: int = 1,
     rank_fn: RankFn | None = None,
-    noise: float = PlannerConfig.inverse_dynamics_noise,
+    decode_fn: DecodeFn | None = None,
 ) -> Callable[..., Plan]:
     """plans(policy_params, keys [S], z [S, D], m [S, D]) -> Plan of S agents, each with a key of its own: an agent
     alone plans what it would plan among others. `previous` [S, H, 2D], the plans of the step before, is passed on to
     `imagine_fn`."""
     score = rank_by_return(world_model, task)
     rank_fn = rank_fn or score
-    decode = functools.partial(decode_plans, world_model, task, noise=noise)
+    decode = decode_fn or functools.partial(decode_plans, world_model, task)
 
     def plans(policy_params, keys, z, m, previous=None):
         num_agents = z.shape[0]
@@ -312,11 +328,11 @@ def make_plan(
     num_candidates: int = 1,
     rank_fn: RankFn | None = None,
     map_fn: MapFn | None = None,
-    noise: float = PlannerConfig.inverse_dynamics_noise,
+    decode_fn: DecodeFn | None = None,
 ) -> Callable[..., Plan]:
     """plan(policy_params, key, z [N, D], m [N, D]) -> Plan: all agents (and candidates) in one batched call, or as
     `map_fn` spreads them; agent i with fold_in(key, i)."""
-    plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn, noise)
+    plans = make_agent_plans(world_model, task, imagine_fn, num_candidates, rank_fn, decode_fn)
     if map_fn is not None:
         plans = map_fn(plans)
 
@@ -336,14 +352,6 @@ class MessageBuffer:
 
     in_flight: jax.Array  # [delay, N, D]
     t: jax.Array  # [] int32
-
-
-def quantise(z: jax.Array, num_bits: int, limit: float) -> jax.Array:
-    """Uniform mid-tread quantiser of [-limit, limit] with 2**num_bits - 1 levels; 0 bits = off."""
-    if not num_bits:
-        return z
-    half = 2 ** (num_bits - 1) - 1
-    return jnp.round(jnp.clip(z / limit, -1.0, 1.0) * half) * (limit / half)
 
 
 def init_messages(num_agents: int, latent_dim: int, delay: int) -> MessageBuffer:
@@ -398,8 +406,8 @@ def make_planner(
     spec = world_model.specs[task]
     delay = spec.message_delay_steps if config.message_delay_steps is None else config.message_delay_steps
     imagine_fn = imagine_fn or diffusion_imagination(world_model, schedule, task, config, sampler)
-    noise = config.inverse_dynamics_noise
-    plan = make_plan(world_model, task, imagine_fn, config.num_candidates, rank_fn, map_fn, noise)
+    decode_fn = decoder(world_model, task, config)
+    plan = make_plan(world_model, task, imagine_fn, config.num_candidates, rank_fn, map_fn, decode_fn)
 
     def init(key, num_agents):
         del key

@@ -164,6 +164,8 @@ class LossConfig:
     encoder_diffusion_grad: float = (
         0.0  # multiplier of the diffusion gradient into the encoder; 1 = the paper's wording, collapses
     )
+    message_bits: int = 0  # messages of training windows are quantised as a planner's with so many bits; 0 = float32
+    message_range: float = 3.0  # as the planner's
     message_dropout: float = 0.0  # probability that an agent's mean field is zeroed for a whole window
 
     def __post_init__(self):
@@ -180,6 +182,7 @@ class PlannerConfig:
     initial_noise_scale: float = 0.5
     latent_clip: float = 6.0
     inverse_dynamics_noise: float = 0.6  # s a noise-aware inverse model is told: small trusts the plan, large clones
+    action_shift_std: float = 0.0  # added to every decoded action, in standard deviations of the data's actions
     num_averaged: int = 1  # plans per agent (and candidate) whose mean is decoded: averages the sampler's luck out
     num_candidates: int = 1  # P plans per agent; the best by `rank_fn` is executed
     message_delay_steps: int | None = None  # None = what the task declares

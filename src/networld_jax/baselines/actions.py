@@ -57,13 +57,6 @@ def decode_quantile(logits: jax.Array, stats: TaskStats, quantile: float) -> jax
     return per_row(flat, stats.action_bins).reshape(logits.shape[:-1])
 
 
-def action_std(stats: TaskStats) -> jax.Array:
-    """Standard deviation [A] of the data's actions, out of their two-hot histogram."""
-    probabilities = jax.nn.softmax(stats.action_log_histogram, -1)
-    mean = jnp.sum(probabilities * stats.action_bins, -1, keepdims=True)
-    return jnp.sqrt(jnp.sum(probabilities * (stats.action_bins - mean) ** 2, -1))
-
-
 # ------------------------------------------------------------------------------------------------ scaled boxes
 
 

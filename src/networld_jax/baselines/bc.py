@@ -21,6 +21,7 @@ from networld_jax import training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, BaselineConfig, require
 from networld_jax.losses import masked_mean
+from networld_jax.normalisation import action_std
 from networld_jax.planning import PolicyParams
 from networld_jax.types import Transitions
 
@@ -68,7 +69,7 @@ def make_bc(spec: TaskSpec, config: BCConfig) -> Baseline:
         out = logits(policy_params.params, stats, features)
         if config.quantile:
             return actions.decode_quantile(out, stats, config.quantile)
-        return actions.decode_mean(out, stats) + config.shift_std * actions.action_std(stats)[None, :]
+        return actions.decode_mean(out, stats) + config.shift_std * action_std(stats)[None, :]
 
     return Baseline(
         prepare=lambda trajectories, stats: (trajectories, stats),

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from networld_envs.types import Policy, TaskSpec
 from networld_jax.baselines.types import BaselineConfig
-from networld_jax.mean_field import mean_field
+from networld_jax.mean_field import mean_field, quantise
 from networld_jax.normalisation import normalise_obs
-from networld_jax.planning import PolicyParams, exchange, init_messages, quantise
+from networld_jax.planning import PolicyParams, exchange, init_messages
 from networld_jax.types import Segments, TaskStats, Transitions
 
 

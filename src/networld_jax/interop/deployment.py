@@ -74,9 +74,8 @@ def make_agent(
         raise ValueError(f"warm_start must be 0: an exported agent keeps no plan, got {config.warm_start}")
     dim, used = world_model.config.latent_dim, int(world_model.channel_mask(task).sum()) // 2
     imagine_fn = imagine_fn or planning.diffusion_imagination(world_model, schedule, task, config, sampler)
-    plans = planning.make_agent_plans(
-        world_model, task, imagine_fn, config.num_candidates, rank_fn, config.inverse_dynamics_noise
-    )
+    decode_fn = planning.decoder(world_model, task, config)
+    plans = planning.make_agent_plans(world_model, task, imagine_fn, config.num_candidates, rank_fn, decode_fn)
 
     def message(obs):
         z = world_model.encode(policy_params.params, policy_params.stats, task, obs)
