@@ -106,6 +106,7 @@ def train_model(
         c.finetune_scale,
         readout_scale=None if c.readout_scale < 0 else c.readout_scale,
         fresh=fresh,
+        weight_decay=c.weight_decay,
     )
 
     mesh = settings.mesh(config)

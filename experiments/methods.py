@@ -104,6 +104,8 @@ TRUST = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)  # s at which noise-aware inverse models
 
 SHIFTS = (0.05, 0.1, 0.2, 0.4)  # standard deviations of the data's actions
 
+DECAYS = (1.0, 3.0, 10.0)  # of 1000 updates at 1e-3 (cosine) they leave exp(-0.5), exp(-1.5), exp(-5) of a kernel that no gradient holds
+
 ABLATIONS = {
     **{
         f"scratch_w{w:g}": scratch(f"guidance scale {w:g}", planner__guide_scale=w)
@@ -155,6 +157,7 @@ ABLATIONS = {
     "scratch_mlp_joint": scratch(
         "3-layer encoder trained through the diffusion loss", model__encoder="mlp", loss__encoder_diffusion_grad=1.0
     ),
+    **{f"scratch_decay_{d:g}": scratch(f"weight decay {d:g}", adapt__weight_decay=d) for d in DECAYS},
     "scratch_predict_noise": scratch("the denoiser predicts the noise", model__prediction="noise"),
     "scratch_shared_trunk": scratch("the classifier is a head on the denoiser's trunk", model__shared_trunk=True),
     "scratch_mean_of_4": scratch("the mean of 4 plans", planner__num_averaged=4),

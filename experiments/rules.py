@@ -141,6 +141,7 @@ RULES: dict[str, Rule] = {
     "adapt.num_steps": whole(0),
     "adapt.readout_scale": real(-1),
     "adapt.finetune_scale": real(0),
+    "adapt.weight_decay": real(0),
     "adapt.transfer": several(one_of(SHARED)),
     "calibrate.variants.*": ANYTHING,  # each is an environment's parameters and the names of rules
     "gates.variants.*": ANYTHING,  # each is an environment's parameters

@@ -94,9 +94,11 @@ def two_tasks():
     return params, tiny.random_params(make_world_model(tiny.CONFIG, specs), seed=1)
 
 
-def updated(params, gradient, finetune_scale, fresh=()):
+def updated(params, gradient, finetune_scale, fresh=(), weight_decay=0.0):
     rate = lambda count: 1e-3  # noqa: E731
-    optimiser = training.make_adaptation_optimiser(params, "target", rate, finetune_scale, fresh=fresh)
+    optimiser = training.make_adaptation_optimiser(
+        params, "target", rate, finetune_scale, fresh=fresh, weight_decay=weight_decay
+    )
 
     def loss_fn(params, gradient, key):
         products = jax.tree.map(lambda p, g: (p * g).sum(), params, gradient)
@@ -122,6 +124,20 @@ def test_other_tasks_keep_every_bit(two_tasks, adapted, scale):
     for group in training.PER_TASK:
         assert not any(moved(params[group]["source"], after[group]["source"])), group
         assert all(moved(params[group]["target"], after[group]["target"])), group
+
+
+def test_weight_decay_shrinks_the_kernels_that_learn(two_tasks):
+    """Decoupled: rate * decay * kernel beside Adam's own step, in proportion to each net's rate; biases keep theirs."""
+    params = two_tasks[0]
+    plain, decayed = (updated(*two_tasks, 0.3, weight_decay=d) for d in (0.0, 2.0))
+    before, plain, decayed = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (params, plain, decayed))
+    for path, kernel in before.items():
+        group, name = path[0].key, path[1].key
+        rate = 1e-3 * (0.3 if group in training.SHARED else float(name == "target"))
+        if group in training.SHARED and any("task" in entry.key for entry in path[1:]):
+            rate = 1e-3
+        expected = plain[path] - (2.0 * rate * kernel if kernel.ndim > 1 else 0.0)
+        np.testing.assert_allclose(decayed[path], expected, atol=1e-7, err_msg=str(path))
 
 
 def test_shared_nets_are_frozen_at_scale_0_but_for_the_task_embedding(two_tasks, adapted):

@@ -122,6 +122,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.adapt.transfer = ("denoiser",)  # shared nets that keep their pre-trained weights; the others learn anew
     c.adapt.finetune_scale = 1.0  # learning rate of the shared nets that are kept relative to the new task's
     c.adapt.readout_scale = -1.0  # ... of their last layers; -1 = like the rest of them
+    c.adapt.weight_decay = 0.0  # kernels shrink by learning_rate * weight_decay per update
     c.adapt.warmup_updates = 50
     c.adapt.ema_decay = 0.995
     c.adapt.updates_per_dispatch = 100

@@ -65,12 +65,20 @@ def make_adaptation_optimiser(
     clip_norm: float = 1.0,
     readout_scale: float | None = None,
     fresh: Sequence[str] = (),
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam with per-label rates: new task and `fresh` nets at full rate, the other shared nets at `finetune_scale`
-    times it (0 = frozen), their last layers at `readout_scale` times it (None = like the rest of the net)."""
+    times it (0 = frozen), their last layers at `readout_scale` times it (None = like the rest of the net). Kernels that
+    learn shrink by rate * `weight_decay` per update (decoupled; Loshchilov & Hutter 2019)."""
+
+    def kernels(tree):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
 
     def scaled(scale):
-        return optax.adam(lambda count: scale * learning_rate(count)) if scale else optax.set_to_zero()
+        if not scale:
+            return optax.set_to_zero()
+        rate = lambda count: scale * learning_rate(count)  # noqa: E731
+        return optax.adamw(rate, weight_decay=weight_decay, mask=kernels) if weight_decay else optax.adam(rate)
 
     transforms = {
         "train": scaled(1.0),
