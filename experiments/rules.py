@@ -148,12 +148,6 @@ RULES: dict[str, Rule] = {
     "groups.*": ANYTHING,  # lists of runs; the queue checks their names
     "queue.only": Rule("a text", lambda v: isinstance(v, str)),
     "queue.target_trajectories.*": whole(0),
-    "queue.guide_scale.*": real(0),
-    "queue.tier_guide_scale.*.*": real(0),
-    "queue.inverse_dynamics_noise.*.*": real(0),
-    "queue.inverse_dynamics_trust.*.*": Rule(
-        f"0 or {real(*NOISE_LEVELS).allowed}", lambda v: v == 0 or real(*NOISE_LEVELS).accepts(v)
-    ),
     "scaling.task": one_of(tuple(ENVIRONMENTS)),
     "planner.guide_metric": one_of(UNITS),
     "planner.inverse_dynamics_noise": real(*NOISE_LEVELS),
@@ -174,7 +168,10 @@ RULES: dict[str, Rule] = {
 
 
 def rule_of(path: str, default: Any) -> Rule:
-    """The rule of a field: the first line of RULES that matches its path, else `like` its default."""
+    """The rule of a field: the first line of RULES that matches its path, else `like` its default. A field of
+    queue.settings.<tier>.<task> has the rule of the field that it sets."""
+    if path.startswith("queue.settings."):
+        path = path.split(".", 4)[-1]
     matching = (rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(path, pattern))
     return next((rule for rule in matching if default is None or rule.accepts(default)), like(default))
 

@@ -165,12 +165,9 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
     if run.tier != "none":
         c.collect.tier = run.tier
     c.adapt.num_trajectories = config.queue.target_trajectories.get(run.task, 0)
-    q = config.queue
-    for scales in (q.guide_scale, q.tier_guide_scale.get(run.tier, {})):
-        c.planner.guide_scale = scales.get(run.task, c.planner.guide_scale)
-    if (noise := q.inverse_dynamics_noise.get(run.tier, {}).get(run.task)) is not None:
-        c.loss.inverse_dynamics_noise = c.baselines.ma_dd.inverse_dynamics_noise = noise
-    default.use_trust(c, q.inverse_dynamics_trust.get(run.tier, {}).get(run.task, 0.0))
+    by_tier = config.queue.settings
+    c.update(by_tier.get(run.tier, by_tier.mixed).get(run.task, {}))
+    c.baselines.ma_dd.inverse_dynamics_noise = c.loss.inverse_dynamics_noise
     method = methods.table(config).get(run.method)
     if method is not None:
         method.apply(c)

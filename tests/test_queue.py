@@ -197,7 +197,7 @@ def test_other_settings_are_other_runs(finished):
     workdir, _ = finished
     changed = config(methods=("networld_scratch",))
     assert not queue.Queue(changed, workdir).pending(runs.list_runs(changed))
-    changed.queue.tier_guide_scale.expert.busy_queues = 3.0
+    changed.queue.settings.expert.busy_queues.planner.guide_scale = 3.0
     assert len(queue.Queue(changed, workdir).pending(runs.list_runs(changed))) == 2
     untouched = config(methods=("networld_scratch",))
     untouched.pretrain.num_updates = 99  # from scratch does not care
@@ -237,7 +237,7 @@ def test_every_task_has_its_return_label():
 
 def test_data_have_their_noise_unless_the_method_is_about_it():
     c = evidence.get_config()
-    wanted = c.queue.inverse_dynamics_noise.expert.rb
+    wanted = c.queue.settings.expert.rb.loss.inverse_dynamics_noise
 
     def noise(task, tier, method="networld"):
         return runs.resolve(c, runs.Run(task, tier, method)).loss.inverse_dynamics_noise
@@ -246,14 +246,16 @@ def test_data_have_their_noise_unless_the_method_is_about_it():
     assert noise("rb", "mixed") == noise("cbf", "expert") == c.loss.inverse_dynamics_noise
     assert noise("rb", "expert", "scratch_idm_clean") == 0.0
     scale = lambda tier: runs.resolve(c, runs.Run("cbf", tier, "networld")).planner.guide_scale  # noqa: E731
-    assert scale("mixed") == c.queue.guide_scale.cbf != scale("expert") == c.queue.tier_guide_scale.expert.cbf
+    by_tier = c.queue.settings
+    assert scale("mixed") == by_tier.mixed.cbf.planner.guide_scale == scale("noisy_expert")  # a tier without its own
+    assert scale("mixed") != scale("expert") == by_tier.expert.cbf.planner.guide_scale
     assert runs.resolve(c, runs.Run("cbf", "expert", "scratch_w0")).planner.guide_scale == 0.0
     assert runs.resolve(c, runs.Run("rb", "expert", "ma_dd")).baselines.ma_dd.inverse_dynamics_noise == wanted
 
 
 def test_world_models_of_a_trusted_tier_are_noise_aware():
     c = evidence.get_config()
-    c.queue.inverse_dynamics_trust = ConfigDict({"expert": {"rb": 5.0}})
+    assert c.queue.settings.expert.rb.planner.inverse_dynamics_noise == 5.0
     resolved = {tier: runs.resolve(c, runs.Run("rb", tier, "networld")) for tier in ("expert", "mixed")}
     assert [r.model.noise_aware_inverse_dynamics for r in resolved.values()] == [True, False]
     assert resolved["expert"].planner.inverse_dynamics_noise == 5.0

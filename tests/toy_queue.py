@@ -12,11 +12,8 @@ def get_config() -> ml_collections.ConfigDict:
         c[name] = evidence.get_config()[name]
     c.queue.preset = "tiny"
     c.queue.target_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 3))
-    c.queue.guide_scale = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, c.planner.guide_scale))
-    c.queue.tier_guide_scale = ml_collections.ConfigDict({"expert": dict.fromkeys(toy_run.TASKS, 10.0)})
-    c.queue.inverse_dynamics_noise = ml_collections.ConfigDict({"expert": dict.fromkeys(toy_run.TASKS, 0.6)})
-    off = dict.fromkeys(toy_run.TASKS, 0.0)
-    c.queue.inverse_dynamics_trust = ml_collections.ConfigDict({"mixed": off, "expert": off})
+    tuned = {"mixed": {}, "expert": {task: {"planner": {"guide_scale": 10.0}} for task in toy_run.TASKS}}
+    c.queue.settings = ml_collections.ConfigDict(tuned)
     c.pretrain.num_trajectories = ml_collections.ConfigDict(dict.fromkeys(toy_run.TASKS, 0))
     c.evaluate.num_instances.update(dict.fromkeys(toy_run.TASKS, 6))
     shown = ("rules", "behaviour", "best_behaviour", "ma_bc", "networld_scratch", "scratch_w0")

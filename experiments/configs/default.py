@@ -12,11 +12,16 @@ from networld_jax.presets import PRESETS, SAMPLERS
 from networld_jax.types import LossConfig
 
 TASKS = ("cbf", "rb", "ns")
-GUIDE_SCALE = {"cbf": 100.0, "rb": 30.0, "ns": 100.0}
-"""w per task of the `small` preset, chosen on validation instances with mixed data (docs/experiments.md, E4, E13)."""
-
-INVERSE_DYNAMICS_TRUST = {"cbf": 0.6, "rb": 0.0, "ns": 0.0}
-"""s at which a noise-aware inverse model is decoded on mixed data, 0 = it is not noise-aware; likewise chosen (E20)."""
+TUNED = {
+    "cbf": {
+        "model": {"noise_aware_inverse_dynamics": True},
+        "planner": {"guide_scale": 100.0, "inverse_dynamics_noise": 0.6},
+    },
+    "rb": {"planner": {"guide_scale": 30.0}},
+    "ns": {"planner": {"guide_scale": 100.0}},
+}
+"""What differs from the `small` preset by task, chosen on validation instances with mixed data (docs/experiments.md: E4
+and E13 for w, E20 for the noise-aware inverse model and its s)."""
 
 LABEL = {"cbf": "neighbourhood", "rb": "neighbourhood", "ns": "own"}
 """Whose reward an agent's return counts: where agents hardly touch each other, neighbours' rewards are noise (E13)."""
@@ -48,12 +53,6 @@ def use_preset(c: ConfigDict, name: str) -> ConfigDict:
     c.planner.imagine = "diffusion"  # controls without a world model: "present" (z_1 = z_0), "noise" (z_1 = noise)
     c.planner.guidance = "return"  # sham controls of the same norm: "random", "value" (gradient of V), "flipped"
     return c
-
-
-def use_trust(c: ConfigDict, noise: float) -> None:
-    """Makes inverse models noise-aware and decodes them at s = `noise`; 0 leaves them as they are."""
-    if noise:
-        c.model.noise_aware_inverse_dynamics, c.planner.inverse_dynamics_noise = True, noise
 
 
 def use_baselines(c: ConfigDict) -> None:

@@ -18,8 +18,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.pretrain.num_updates = 1000
     c.adapt.num_updates = 3000
     c.baselines.num_updates = 3000  # the same budget
-    c.planner.guide_scale = default.GUIDE_SCALE[held_out]
-    default.use_trust(c, default.INVERSE_DYNAMICS_TRUST[held_out])
+    c.update(ConfigDict(default.TUNED[held_out]))
     c.evaluate.num_instances = ConfigDict({"cbf": 8, "rb": 8, "ns": 4})
     c.evaluate.num_steps = ConfigDict({"cbf": 200, "rb": 200, "ns": 200})
     return c

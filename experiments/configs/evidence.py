@@ -16,12 +16,19 @@ from networld_jax.baselines import BASELINES
 HEADLINE = (*BASELINES, "ma_dd_aware", "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
-EXPERT_GUIDE_SCALE = default.GUIDE_SCALE | {"cbf": 30.0, "ns": 10.0}  # w on expert data, where returns say less (E15)
-INVERSE_DYNAMICS_NOISE = {"expert": {"cbf": 0.6, "rb": 2.0, "ns": 0.6}}  # s of world models and MA-DD by tier (E15)
-INVERSE_DYNAMICS_TRUST = {  # s at which noise-aware world models are decoded, by tier and task; 0 = not noise-aware
-    "mixed": default.INVERSE_DYNAMICS_TRUST,
-    "expert": {"cbf": 0.0, "rb": 5.0, "ns": 0.0},
+EXPERT = {
+    "cbf": {"planner": {"guide_scale": 30.0}},
+    "rb": {
+        "model": {"noise_aware_inverse_dynamics": True},
+        "adapt": {"weight_decay": 1.0},
+        "loss": {"inverse_dynamics_noise": 2.0},  # of what is not noise-aware: MA-DD, MA-CDMP
+        "planner": {"guide_scale": 30.0, "inverse_dynamics_noise": 5.0},
+    },
+    "ns": {"planner": {"guide_scale": 10.0}},
 }
+"""`default.TUNED` for expert data, where returns say less and actions follow more from the present (E15, E20, E21,
+E23)."""
+
 TOPOLOGIES = {  # (environment steps, over how many networks)
     "rb": ((1000, 4), (1000, 10), (1000, 20), (1000, 40)),
     "cbf": ((240, 4), (240, 8), (240, 24), (240, 60)),
@@ -56,7 +63,6 @@ def small(c: ConfigDict) -> None:
     c.pretrain.num_updates = 1000
     c.adapt.num_updates = 1000
     c.baselines.num_updates = 1000
-    c.queue.guide_scale = ConfigDict(default.GUIDE_SCALE)
     c.evaluate.num_instances = ConfigDict({"cbf": 32, "rb": 16, "ns": 16})
     c.evaluate.num_steps = ConfigDict({"cbf": 100, "rb": 200, "ns": 60})
     c.evaluate.burn_in_steps = ConfigDict({"cbf": 20, "rb": 100, "ns": 10})
@@ -77,10 +83,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.queue.only = ""  # the name of one run
     c.queue.dry_run = False  # print the list and the estimate, run nothing
     c.queue.default_cell = ("own+mf", "task")  # where "best" is asked for and no validation row exists
-    c.queue.guide_scale = ConfigDict(dict.fromkeys(c.tasks, c.planner.guide_scale))  # w of every task
-    c.queue.tier_guide_scale = ConfigDict({"expert": EXPERT_GUIDE_SCALE})  # w by tier and task; before guide_scale
-    c.queue.inverse_dynamics_noise = ConfigDict(INVERSE_DYNAMICS_NOISE)  # s by tier and task; others as configured
-    c.queue.inverse_dynamics_trust = ConfigDict(INVERSE_DYNAMICS_TRUST)  # s by tier and task; 0 = off
+    c.queue.settings = ConfigDict({"mixed": default.TUNED, "expert": EXPERT})  # by tier and task; other tiers: mixed's
     c.queue.target_trajectories = ConfigDict(dict.fromkeys(c.tasks, 0))  # target data of the headline; 0 = all
     if preset == "small":
         small(c)
@@ -124,7 +127,7 @@ def get_config(preset: str = "small") -> ConfigDict:
         ("networld_scratch", "scratch_h2", "scratch_h4", "scratch_h16", "scratch_h32", "scratch_idm_clean",
          "scratch_idm_latent_noise",
          "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_mlp_encoder", "scratch_mlp_joint",
-         "scratch_predict_noise"),
+         "scratch_predict_noise", "scratch_hear_quantised", *(f"scratch_decay_{d:g}" for d in methods.DECAYS)),
     )  # fmt: skip
     trust = tuple(f"scratch_trust_{s:g}" for s in methods.TRUST)
     c.groups.trust = group(("networld_scratch", *trust), tiers=("mixed", "expert"))
