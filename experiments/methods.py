@@ -49,7 +49,8 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
 
 
 SCRATCH = {"adapt.from_scratch": True}
-FIXED_NOISE = {
+ANCESTOR = {  # what MA-CDMP does not have
+    "adapt.weight_decay": 0.0,
     "model.noise_aware_inverse_dynamics": False,
     "planner.inverse_dynamics_noise": PlannerConfig.inverse_dynamics_noise,
 }
@@ -78,7 +79,7 @@ NETWORLD = {
     "ma_cdmp": Method(
         "single-task ancestor: own return, target data",
         "world model",
-        SCRATCH | FIXED_NOISE,
+        SCRATCH | ANCESTOR,
         "",
         ("own+mf", "own"),
     ),

@@ -261,6 +261,8 @@ def test_world_models_of_a_trusted_tier_are_noise_aware():
     assert resolved["expert"].planner.inverse_dynamics_noise == 5.0
     rivals = [runs.resolve(c, runs.Run("rb", "expert", m)).baselines.ma_dd for m in ("ma_dd", "ma_dd_aware")]
     assert [(r.noise_aware, r.inverse_dynamics_noise) for r in rivals] == [(False, 2.0), (True, 5.0)]
+    ancestor = runs.resolve(c, runs.Run("rb", "expert", "ma_cdmp"))
+    assert not ancestor.model.noise_aware_inverse_dynamics and ancestor.adapt.weight_decay == 0
     own = runs.resolve(c, runs.Run("rb", "expert", "scratch_trust_0.3"))  # a method that is about it keeps its own
     assert own.planner.inverse_dynamics_noise == 0.3
 

@@ -17,14 +17,14 @@ HEADLINE = (*BASELINES, "ma_dd_aware", "ma_cdmp", "networld_scratch", "networld"
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
 EXPERT = {
-    "cbf": {"planner": {"guide_scale": 30.0}},
+    "cbf": {"adapt": {"weight_decay": 1.0}, "planner": {"guide_scale": 30.0}},
     "rb": {
-        "model": {"noise_aware_inverse_dynamics": True},
         "adapt": {"weight_decay": 1.0},
+        "model": {"noise_aware_inverse_dynamics": True},
         "loss": {"inverse_dynamics_noise": 2.0},  # of what is not noise-aware: MA-DD, MA-CDMP
         "planner": {"guide_scale": 30.0, "inverse_dynamics_noise": 5.0},
     },
-    "ns": {"planner": {"guide_scale": 10.0}},
+    "ns": {"adapt": {"weight_decay": 1.0}, "planner": {"guide_scale": 10.0}},
 }
 """`default.TUNED` for expert data, where returns say less and actions follow more from the present (E15, E20, E21,
 E23)."""
