@@ -105,7 +105,7 @@ TRUST = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)  # s at which noise-aware inverse models
 
 SHIFTS = (0.05, 0.1, 0.2, 0.4)  # standard deviations of the data's actions
 
-DECAYS = (0.3, 1.0, 3.0)  # 1000 updates at 1e-3 (cosine) leave exp(-decay / 2) of an idle kernel
+DECAYS = (1.0, 3.0, 10.0)  # 1000 updates at 1e-3 (cosine) leave exp(-decay / 2) of an idle kernel
 
 ABLATIONS = {
     **{

@@ -27,9 +27,10 @@ import ml_collections
 import numpy as np
 
 from experiments import adapt, baselines, collect, methods, pretrain, rows, runtime, settings, train_loop
+from experiments.commands import command
 from experiments.evaluate import ANCHORS, Evaluator
 from experiments.memo import Memo
-from experiments.runs import Run, command, describe, is_pretrained, list_runs, resolve
+from experiments.runs import Run, describe, is_pretrained, list_runs, resolve
 from experiments.tables import print_table
 from networld_envs.types import Policy
 from networld_jax import checkpoints, datasets, lookahead, planning

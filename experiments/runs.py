@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -302,13 +300,3 @@ def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict,
             "settings": differences(config, run, kind),
         }
     )
-
-
-def command(run: Run) -> str:
-    """The command that repeats one row alone, with what the running command changed of the configuration."""
-    kept = [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
-    kept = [a for a in kept if not a.startswith("--config.queue.") or a.startswith("--config.queue.target")]
-    if not any(a.startswith("--config=") for a in kept):
-        kept.insert(0, "--config=experiments/configs/evidence.py")
-    only = f"--config.queue.only={run.name}"
-    return shlex.join(["python", "-m", "experiments.queue", *kept, "--workdir=runs/rerun", only])
