@@ -13,6 +13,7 @@ import numpy as np
 from experiments.configs.default import label_of
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
+from experiments.methods import MODEL_FREE, baseline_of
 from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, best_cell
 from experiments.tables import markdown_table
@@ -136,6 +137,21 @@ def headline_cells(
     return {name: c for name, c in found.items() if c is not None}
 
 
+def settings_tried(rows: Sequence[Row], task: str, tier: str, method: str) -> int:
+    """Settings of a method that were scored on validation instances of this data, on record: what choosing among them
+    may have won. Variants count for the method that they are variants of, all of NetWorld's as one."""
+
+    def family(name):
+        if name in MODEL_FREE:
+            return baseline_of(name)
+        return name if name in ("ma_cdmp", "paper_reading") else OURS
+
+    found = select(rows, task=task, tier=tier, split="validation")
+    fields = ("method", "obs_set", "label", "updates", "target_transitions", "settings")
+    alike = [row for row in found if family(row["method"]) == family(method)]
+    return len({json.dumps([row[field] for field in fields], sort_keys=True) for row in alike})
+
+
 def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]) -> str:
     """Every method on one task and tier, best first, with NetWorld's paired difference to it."""
     size = headline_size(rows, task, tier, methods)
@@ -157,10 +173,11 @@ def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[
         score = number(scored(interval, ends)) if ends else ""
         seconds = f"{np.mean([row['seconds'] for row in c.rows]):.0f}"
         name, sent = f"**`{c.method}`**" if c.method == OURS else f"`{c.method}`", first["message_bytes"]
-        lines.append((name, number(interval), score, c.seeds, against, better, setting, sent, seconds))
+        tried = settings_tried(rows, task, tier, c.method) if c.method in methods else ""
+        lines.append((name, number(interval), score, c.seeds, against, better, setting, tried, sent, seconds))
     header = (
         "method", "reward [95 %]", "score [95 %]", "seeds", "networld minus it", "P(networld better)", "sees, label",
-        "bytes", "s per run",
+        "tried", "bytes", "s per run",
     )  # fmt: skip
     trained = f"Target data: {size} environment steps. " if size else ""
     first = cells[0].rows[0]

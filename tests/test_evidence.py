@@ -75,6 +75,21 @@ def test_the_headline_table_holds_means_scores_and_paired_differences():
     assert order == ["expert", "mf_rule", "networld", "networld_scratch", "ma_bc", "random"]
 
 
+def test_the_headline_table_says_how_many_settings_were_tried():
+    """Variants count for what they are variants of; other data, test instances and other seeds do not count."""
+    def tried(method, seed=0, tier="mixed", **settings):
+        return row(method, -0.5, seed=seed, tier=tier, split="validation", settings=settings)
+
+    looked_at = [
+        tried("networld_scratch"), tried("networld_scratch", seed=1), tried("scratch_w10", w=10),
+        tried("networld", x=1), tried("networld", tier="expert", x=2), tried("ma_bc"), tried("ma_cdmp"),
+    ]  # fmt: skip
+    table = evidence.headline_table([*FOUND, *looked_at], "rb", "mixed", ("ma_bc", "networld_scratch", "networld"))
+    column = [part.strip() for part in table.splitlines()[2].strip("|").split("|")].index("tried")
+    tries = {name: line_of(table, name)[column] for name in ("ma_bc", "networld_scratch", "networld", "mf_rule")}
+    assert tries == {"ma_bc": "1", "networld_scratch": "3", "networld": "3", "mf_rule": ""}
+
+
 def test_the_summary_compares_the_better_networld_with_the_best_other_method():
     methods = ("ma_bc", "filtered_bc", "networld_scratch", "networld", "idm_only")
     found = [*FOUND, *seeds("filtered_bc", -0.7), *seeds("idm_only", -0.1)]  # the inverse model is a part of ours
