@@ -168,10 +168,7 @@ RULES: dict[str, Rule] = {
 
 
 def rule_of(path: str, default: Any) -> Rule:
-    """The rule of a field: the first line of RULES that matches its path, else `like` its default. A field of
-    queue.settings.<tier>.<task> has the rule of the field that it sets."""
-    if path.startswith("queue.settings."):
-        path = path.split(".", 4)[-1]
+    """The rule of a field: the first line of RULES that matches its path, else `like` its default."""
     matching = (rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(path, pattern))
     return next((rule for rule in matching if default is None or rule.accepts(default)), like(default))
 

@@ -44,7 +44,7 @@ def check(path: str, value: Any, rule: rules.Rule) -> None:
 STAGE_SECTIONS = {"calibrate": calibrate, "queue": evidence, "groups": evidence, "benchmark": benchmark}
 """Sections that one stage reads -> the configuration file that has them."""
 
-FREE = ("environment", "calibrate.variants", "distill.variants", "groups", "gates")
+FREE = ("environment", "calibrate.variants", "distill.variants", "groups", "gates", "queue.settings")
 """Sections whose fields are names that a user chooses; the environments and the stages check what is in them."""
 
 
@@ -140,6 +140,8 @@ def check_together(config: ml_collections.ConfigDict) -> None:
             choices = (*learned, *baselines.BASELINES, *sorted(rules_of_target))
             check("evaluate.policies", name, rules.one_of(choices))
     check_variants(config)
+    if "queue" in config:
+        check_settings(config)
     check_lengths(config)
 
 
@@ -156,6 +158,21 @@ def check_variants(config: ml_collections.ConfigDict) -> None:
                 hint = rules.did_you_mean(full, [f"{path}.{known}" for known in planner])
                 raise UserError(f"unknown configuration field {full!r}{hint}")
             check(full, value, rules.rule_of(f"planner.{field}", planner[field]))
+
+
+def check_settings(config: ml_collections.ConfigDict) -> None:
+    """What the queue sets by tier and task: fields of any section of default.py, each by its rule."""
+    by_tier, defaults = config.queue.settings, flat(default.get_config())
+    check("queue.settings", "mixed", rules.one_of(sorted(by_tier)))  # what other tiers fall back to
+    for tier, by_task in by_tier.items():
+        for task, changes in by_task.items():
+            path = f"queue.settings.{tier}.{task}"
+            check(f"queue.settings.{tier}", task, rules.one_of((*config.tasks, *default.TASKS)))
+            for field, value in flat(changes).items():
+                if field not in defaults:
+                    hint = rules.did_you_mean(f"{path}.{field}", [f"{path}.{known}" for known in defaults])
+                    raise UserError(f"unknown configuration field {path + '.' + field!r}{hint}")
+                check(f"{path}.{field}", value, rules.rule_of(field, defaults[field]))
 
 
 def check_lengths(config: ml_collections.ConfigDict) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import runtime, validation
-from experiments.configs import default
+from experiments.configs import default, evidence
 from tools import bad_input
 from tools.bad_input import GOOD, parse
 
@@ -76,6 +76,24 @@ def test_environment_parameters(parameters, message):
     config = default.get_config()
     with config.unlocked():
         config.environment.cbf.update(parameters)
+    with pytest.raises(runtime.UserError, match=message) as error:
+        validation.validate(config)
+    line_of(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("rb", {"planner": {"guide_scale": -1.0}}, r"expert\.rb\.planner\.guide_scale must be a number >= 0"),
+        ("rb", {"planer": {"guide_scale": 1.0}}, r"unknown .*did you mean 'queue.*\.rb\.planner\.guide_scale'"),
+        ("rbs", {"planner": {"guide_scale": 1.0}}, r"queue\.settings\.expert must be one of .*, got 'rbs'"),
+        ("rb", {"planner": {"inverse_dynamics_noise": 99.0}}, r"noise must be a number in \[0\.1, 10\]"),
+    ],
+)
+def test_settings_by_tier_and_task(task, changes, message):
+    config = evidence.get_config()
+    with config.unlocked():
+        config.queue.settings.update({"expert": {task: changes}})
     with pytest.raises(runtime.UserError, match=message) as error:
         validation.validate(config)
     line_of(error.value)
