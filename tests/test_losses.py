@@ -186,7 +186,7 @@ def test_label_is_standardised_and_centred_on_request(mlp):
     label = neighbourhood_return(segments, LossConfig().discount)
     expected = (label - mlp.stats.return_mean["neighbourhood"]) / mlp.stats.return_std["neighbourhood"]
     np.testing.assert_allclose(plain.label, expected.reshape(-1), atol=1e-5)
-    z, m = losses.encode_segments(mlp.world_model, params, mlp.stats, "line", segments)
+    z, m = losses.encode_segments(mlp.world_model, params, mlp.stats, "line", segments, LossConfig())
     value = mlp.world_model.value(params, "line", z[:, :, 0], m[:, :, 0])
     np.testing.assert_allclose(centred.label, (expected - value).reshape(-1), atol=1e-5)
 
@@ -310,3 +310,6 @@ def test_a_noise_aware_inverse_model_reads_the_plan_as_far_as_it_is_told_to():
         decoded(z_next, None)
     with pytest.raises(ValueError, match=r"inverse_dynamics_noise must lie in \[0.1, 10.0\], got 20"):
         PlannerConfig(inverse_dynamics_noise=20)
+    for config in (LossConfig, PlannerConfig):
+        with pytest.raises(ValueError, match="message_bits must be 0"):  # one bit would make every message NaN
+            config(message_bits=1)

@@ -211,7 +211,7 @@ def test_inverse_dynamics_reads_the_next_latent():
     box, state = tiny.trained()
     data = jax.tree.map(jnp.asarray, tiny.linear_task(4, 20, seed=77))
     segments = windows(data, jnp.array([(0, 0), (1, 5), (2, 9), (3, 2)]), H, 0)
-    z, m = losses.encode_segments(box.world_model, state.params, box.stats, "line", segments)
+    z, m = losses.encode_segments(box.world_model, state.params, box.stats, "line", segments, LossConfig())
 
     def loss(z):
         args = box.world_model, state.params, box.stats, "line", z, m, segments, jax.random.key(3)

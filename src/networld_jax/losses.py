@@ -41,7 +41,7 @@ class Sequences(NamedTuple):
 
 
 def encode_segments(
-    world_model, params: Params, stats: TaskStats, task: str, segments: Segments, config: LossConfig | None = None
+    world_model, params: Params, stats: TaskStats, task: str, segments: Segments, config: LossConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Latents z [B, N, H+1, D] and mean fields m [B, N, H+1, D] of windows.
 
@@ -50,7 +50,7 @@ def encode_segments(
     """
     z = world_model.encode(params, stats, task, segments.obs)
     heard = world_model.encode(params, stats, task, segments.message_obs)
-    if config is not None and config.message_bits:
+    if config.message_bits:
         heard += jax.lax.stop_gradient(quantise(heard, config.message_bits, config.message_range) - heard)
     m = mean_field(jnp.swapaxes(heard, 1, 2), segments.adjacency[:, None])  # over N, per step
     return z, jnp.swapaxes(m, 1, 2)

@@ -109,6 +109,12 @@ def require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
+def require_message_bits(num_bits: int) -> None:
+    """Raises ValueError for a single bit."""
+    if num_bits == 1:
+        raise ValueError("message_bits must be 0 (float32) or at least 2 (one bit holds no mid-tread level), got 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class WorldModelConfig:
     """Sizes and choices of the networks. Hashable."""
@@ -170,6 +176,7 @@ class LossConfig:
 
     def __post_init__(self):
         require_choice("noise_unit", self.noise_unit, UNITS)
+        require_message_bits(self.message_bits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +200,7 @@ class PlannerConfig:
 
     def __post_init__(self):
         require_choice("guide_metric", self.guide_metric, UNITS)
+        require_message_bits(self.message_bits)
         low, high = NOISE_LEVELS
         if not low <= self.inverse_dynamics_noise <= high:
             raise ValueError(f"inverse_dynamics_noise must lie in [{low}, {high}], got {self.inverse_dynamics_noise}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from networld_envs.types import Policy
 from networld_jax.labels import LABELS
-from networld_jax.types import TrainState
+from networld_jax.types import TrainState, require_message_bits
 
 
 class Baseline(NamedTuple):
@@ -44,8 +44,7 @@ class BaselineConfig:
         require(self, 0.0, 1.0, "ema_decay")
         require(self, 0, 32, "message_bits")
         require_positive(self, "learning_rate", "message_range")
-        if self.message_bits == 1:
-            raise ValueError("message_bits must be 0 (float32) or at least 2 (one bit holds no mid-tread level), got 1")
+        require_message_bits(self.message_bits)
 
 
 @dataclasses.dataclass(frozen=True)

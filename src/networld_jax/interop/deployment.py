@@ -65,11 +65,9 @@ def make_agent(
     message(obs [O]) -> uint8 [bytes]; act(obs [O], mean_message [U], key uint32 [2]) -> action [A], through
     `project_fn` if there is one. Other arguments as in `planning.make_planner`.
 
-    Raises ValueError for message_bits = 1, which has a single level, and for warm_start, which needs a memory.
+    Raises ValueError for warm_start, which needs a memory.
     """
     config = config or PlannerConfig()
-    if config.message_bits == 1:
-        raise ValueError("message_bits must be 0 (float32) or at least 2, got 1")
     if config.warm_start:
         raise ValueError(f"warm_start must be 0: an exported agent keeps no plan, got {config.warm_start}")
     dim, used = world_model.config.latent_dim, int(world_model.channel_mask(task).sum()) // 2
