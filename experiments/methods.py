@@ -168,7 +168,9 @@ ABLATIONS = {
         )
         for shift in SHIFTS
     },
-    "scratch_hear_quantised": scratch("trained on messages as they arrive: quantised", loss__message_bits=4),
+    "scratch_hear_quantised": scratch(
+        "trained on messages as they arrive: quantised", loss__message_bits=PlannerConfig.message_bits
+    ),
     "scratch_messages_float32": scratch("messages in float32", planner__message_bits=0),
     "scratch_delay_2": scratch("messages 2 steps old, in training too", planner__message_delay_steps=2),
     "scratch_delay_5": scratch("messages 5 steps old, in training too", planner__message_delay_steps=5),

@@ -30,7 +30,7 @@ from experiments import adapt, baselines, collect, methods, pretrain, rows, runt
 from experiments.commands import command
 from experiments.evaluate import ANCHORS, Evaluator
 from experiments.memo import Memo
-from experiments.runs import Run, describe, is_pretrained, list_runs, resolve
+from experiments.runs import Run, is_pretrained, kind_of, list_runs, resolve, row_start
 from experiments.tables import print_table
 from networld_envs.types import Policy
 from networld_jax import checkpoints, datasets, lookahead, planning
@@ -51,15 +51,12 @@ class Queue:
         self.task = ""
 
     def kind(self, run: Run) -> str:
-        """What kind of method a run's is: "rule" unless the table has it."""
-        if run.method in ("behaviour", "best_behaviour"):
-            return "behaviour"
-        return self.methods[run.method].kind if run.method in self.methods else "rule"
+        """See `runs.kind_of`."""
+        return kind_of(self.methods, run)
 
     def row_start(self, run: Run) -> tuple[ml_collections.ConfigDict, rows.Row]:
-        """(resolved configuration, the fields of the row known beforehand)."""
-        config = resolve(self.config, run)
-        return config, describe(self.config, config, run, self.kind(run))
+        """See `runs.row_start`."""
+        return row_start(self.config, run)
 
     def pending(self, runs: Sequence[Run]) -> list[Run]:
         """Runs without a row."""

@@ -187,6 +187,13 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
     return c
 
 
+def kind_of(known: dict[str, Method], run: Run) -> str:
+    """What kind of method a run's is: "rule" unless the table has it."""
+    if run.method in ("behaviour", "best_behaviour"):
+        return "behaviour"
+    return known[run.method].kind if run.method in known else "rule"
+
+
 HOW = (
     "collect.tasks", "collect.tier", "collect.num_parallel", "collect.steps_per_dispatch",
     "collect.reference_instances", "collect.reference_steps", "pretrain.updates_per_dispatch",
@@ -255,7 +262,7 @@ COLUMNS = (
 
 def columns(config: ml_collections.ConfigDict, known: dict[str, Method], run: Run) -> tuple:
     """The `COLUMNS` of the row that a run will leave: its identity but for settings, without resolving it."""
-    kind = known[run.method].kind if run.method in known else "rule"
+    kind = kind_of(known, run)
     size, updates = (0, 0), 0
     if kind in ("world model", "model-free"):
         whole = 0 if run.num_steps else config.queue.target_trajectories.get(run.task, 0)
@@ -300,3 +307,9 @@ def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict,
             "settings": differences(config, run, kind),
         }
     )
+
+
+def row_start(base: ml_collections.ConfigDict, run: Run) -> tuple[ml_collections.ConfigDict, rows.Row]:
+    """(resolved configuration, the fields of the row known beforehand) of a run of the queue's configuration."""
+    config = resolve(base, run)
+    return config, describe(base, config, run, kind_of(methods.table(base), run))

@@ -147,32 +147,31 @@ def check_together(config: ml_collections.ConfigDict) -> None:
 
 def check_variants(config: ml_collections.ConfigDict) -> None:
     """Planner settings that the distill stage compares: fields of the planner, each by its rule."""
-    planner = default.get_config().planner
     for name, changes in config.distill.variants.items():
-        path = f"distill.variants.{name}"
-        if not isinstance(changes, ml_collections.ConfigDict):
-            raise UserError(f"{path} must be a section with fields of planner, got {changes!r}")
-        for field, value in changes.items():
-            full = f"{path}.{field}"
-            if field not in planner:
-                hint = rules.did_you_mean(full, [f"{path}.{known}" for known in planner])
-                raise UserError(f"unknown configuration field {full!r}{hint}")
-            check(full, value, rules.rule_of(f"planner.{field}", planner[field]))
+        check_changes(f"distill.variants.{name}", changes, "planner")
 
 
 def check_settings(config: ml_collections.ConfigDict) -> None:
     """What the queue sets by tier and task: fields of any section of default.py, each by its rule."""
-    by_tier, defaults = config.queue.settings, flat(default.get_config())
+    by_tier = config.queue.settings
     check("queue.settings", "mixed", rules.one_of(sorted(by_tier)))  # what other tiers fall back to
     for tier, by_task in by_tier.items():
         for task, changes in by_task.items():
-            path = f"queue.settings.{tier}.{task}"
             check(f"queue.settings.{tier}", task, rules.one_of((*config.tasks, *default.TASKS)))
-            for field, value in flat(changes).items():
-                if field not in defaults:
-                    hint = rules.did_you_mean(f"{path}.{field}", [f"{path}.{known}" for known in defaults])
-                    raise UserError(f"unknown configuration field {path + '.' + field!r}{hint}")
-                check(f"{path}.{field}", value, rules.rule_of(field, defaults[field]))
+            check_changes(f"queue.settings.{tier}.{task}", changes)
+
+
+def check_changes(path: str, changes: Any, section: str = "") -> None:
+    """Raises UserError unless `changes` are fields of a section of default.py (or of all of it), each by its rule."""
+    if not isinstance(changes, ml_collections.ConfigDict):
+        raise UserError(f"{path} must be a section with fields of {section or 'default.py'}, got {changes!r}")
+    prefix, defaults = f"{section}." if section else "", flat(default.get_config())
+    for field, value in flat(changes).items():
+        full = f"{path}.{field}"
+        if prefix + field not in defaults:
+            known = [f"{path}.{name.removeprefix(prefix)}" for name in defaults if name.startswith(prefix)]
+            raise UserError(f"unknown configuration field {full!r}{rules.did_you_mean(full, known)}")
+        check(full, value, rules.rule_of(prefix + field, defaults[prefix + field]))
 
 
 def check_lengths(config: ml_collections.ConfigDict) -> None:

@@ -99,6 +99,14 @@ def test_settings_by_tier_and_task(task, changes, message):
     line_of(error.value)
 
 
+def test_settings_of_a_task_are_a_section():
+    config = evidence.get_config()
+    with config.unlocked():
+        config.queue.settings.update({"medium": {"rb": 3}})
+    with pytest.raises(runtime.UserError, match=r"queue\.settings\.medium\.rb must be a section .*, got 3"):
+        validation.validate(config)
+
+
 def test_a_good_command_line_passes():
     config, workdir = parse([*GOOD, "--config.seed=3", "--config.baselines.ma_bc.hidden=(8, 8)"])
     assert config.seed == 3 and config.baselines.ma_bc.hidden == (8, 8) and workdir == Path("nowhere")
