@@ -188,7 +188,7 @@ def against_table(
     rows: Sequence[Row], task: str, tier: str, methods: Sequence[str], reference: str, size: int
 ) -> str | None:
     """Methods at one amount of target data, each with the paired difference of `reference` to it. None without rows of
-    the reference."""
+    the reference and of one other."""
     ours = cell(rows, task, tier, reference, target_transitions=size)
     if ours is None:
         return None
@@ -200,6 +200,8 @@ def against_table(
         against = "" if name == reference else signed(statistics.paired_interval(ours.rewards, c.rewards))
         better = "" if name == reference else f"{statistics.probability_of_improvement(ours.rewards, c.rewards):.2f}"
         lines.append((f"`{name}`", number(c.interval), c.seeds, against, better, c.rows[0]["updates"]))
+    if len(lines) < 2:
+        return None
     header = ("method", "reward [95 %]", "seeds", f"{reference} minus it", f"P({reference} better)", "updates")
     return f"{task}, {tier}: {size} environment steps of target data.\n\n" + markdown_table(header, lines)
 
@@ -326,6 +328,21 @@ def curve(rows: Sequence[Row], task: str, tier: str, method: str, topologies: bo
             few = min(row["target_topologies"] for row in found if row["target_transitions"] == size)
             cells[size] = cell(rows, task, tier, method, target_transitions=size, target_topologies=few)
     return {point: c.rewards for point, c in cells.items() if c is not None}
+
+
+def training_curves(
+    rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]
+) -> dict[str, dict[int, np.ndarray]]:
+    """{method: {updates: mean rewards [S]}} at the headline's amount of data, for methods scored at two points of their
+    training at least."""
+    size = headline_size(rows, task, tier, methods)
+    found = select(rows, task=task, tier=tier, split="test", target_transitions=size)
+    curves = {}
+    for name in methods:
+        points = sorted({row["updates"] for row in select(found, method=name)})
+        at = {u: cell(select(found, method=name, updates=u), task, tier, name) for u in points}
+        curves[name] = {updates: c.rewards.mean(1) for updates, c in at.items() if c is not None}
+    return {name: curve for name, curve in curves.items() if len(curve) > 1}
 
 
 def saved_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str]) -> str:

@@ -36,26 +36,10 @@ def horizontal_lines(axis: Axes, rows: Sequence[Row], task: str, tier: str) -> N
             axis.axhline(c.rewards.mean(), color=colour, lw=0.9, ls="--", label=name)
 
 
-def training_curves(
-    rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]
-) -> dict[str, dict[int, np.ndarray]]:
-    """{method: {updates: mean rewards [seeds]}} at the headline's amount of data, for methods scored at two points of
-    their training at least."""
-    found = evidence.select(rows, task=task, tier=tier, split="test")
-    size = evidence.most_common_size(found, methods)
-    curves = {}
-    for name in methods:
-        own = evidence.select(found, method=name, target_transitions=size)
-        points = sorted({row["updates"] for row in own})
-        at = {u: evidence.cell([row for row in own if row["updates"] == u], task, tier, name) for u in points}
-        curves[name] = {updates: c.rewards.mean(1) for updates, c in at.items() if c is not None}
-    return {name: curve for name, curve in curves.items() if len(curve) > 1}
-
-
 def fig5(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str]) -> Figure | None:
     """Mean reward against updates, one panel per task: mean and spread over seeds, same instances for all. Tasks
     without a curve are left out; None without any."""
-    curves_of = {task: training_curves(rows, task, tier, methods) for task in tasks}
+    curves_of = {task: evidence.training_curves(rows, task, tier, methods) for task in tasks}
     tasks = [task for task in tasks if curves_of[task]]
     if not tasks:
         return None

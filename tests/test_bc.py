@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from networld_jax import planning
-from networld_jax.baselines import BASELINES, DEFAULTS, BCConfig, actions, make_bc
+from networld_jax.baselines import BASELINES, DEFAULTS, BCConfig, make_bc
 from networld_jax.baselines.transitions import sample_transitions
 from tests import tiny
 
@@ -98,30 +98,6 @@ def test_the_table_of_baselines():
 
 
 # ------------------------------------------------------------------------------------------------ other decodings
-
-
-def histogram(box, probabilities, bins):
-    """Stats with these bins [M] for both components, and logits [1, 2, M] of the probabilities."""
-    bins = jnp.tile(jnp.asarray(bins, jnp.float32)[None], (2, 1))
-    return box.stats.replace(action_bins=bins), jnp.log(jnp.asarray(probabilities))[None, None].repeat(2, 1)
-
-
-@pytest.mark.parametrize(("quantile", "expected"), [(0.05, 0), (0.1999, 1), (0.49, 1), (0.6, 2), (0.99, 3)])
-def test_the_quantile_of_an_integer_distribution_is_exact(quantile, expected):
-    """P(0..3) = .1, .4, .4, .1: cumulative .1, .5, .9, 1."""
-    stats, logits = histogram(tiny.build(), [0.1, 0.4, 0.4, 0.1], [0, 1, 2, 3])
-    decoded = jnp.round(actions.decode_quantile(logits, stats, quantile))
-    np.testing.assert_array_equal(decoded, np.full((1, 2), expected))
-
-
-def test_the_quantile_of_a_uniform_histogram_is_linear():
-    """Equal density on cells of equal width: between the first and the last bin the quantile is a line."""
-    bins = np.linspace(-1.0, 1.0, 9)
-    probabilities = np.array([0.5, *[1.0] * 7, 0.5]) / 8
-    stats, logits = histogram(tiny.build(), probabilities, bins)
-    for quantile in (0.1, 0.25, 0.5, 0.8):
-        decoded = actions.decode_quantile(logits, stats, quantile)
-        np.testing.assert_allclose(decoded, np.full((1, 2), 2 * quantile - 1), atol=1e-5)
 
 
 def test_shift_and_quantile_move_the_same_clone(clones):

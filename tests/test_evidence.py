@@ -142,6 +142,20 @@ def test_only_the_end_of_training_counts():
     assert evidence.cell([*early, *FOUND], "rb", "mixed", "ma_bc", target_transitions=10_000).rewards.mean() < 0
 
 
+def test_a_training_curve_needs_two_points_at_the_headlines_data():
+    early = seeds("ma_bc", -1.5, updates=100)
+    curves = evidence.training_curves([*FOUND, *early], "rb", "mixed", ("ma_bc", "networld"))
+    assert list(curves) == ["ma_bc"] and list(curves["ma_bc"]) == [100, 1000]
+    np.testing.assert_allclose([curve.mean() for curve in curves["ma_bc"].values()], [-1.5, -0.8], atol=0.02)
+
+
+def test_a_comparison_needs_the_reference_and_one_other():
+    compare = lambda *methods: evidence.against_table(FOUND, "rb", "mixed", methods, "networld", 10_000)  # noqa: E731
+    assert "`ma_bc`" in compare("networld", "ma_bc")
+    assert compare("networld", "ma_dd") is None
+    assert evidence.against_table(FOUND, "rb", "mixed", ("networld", "ma_bc"), "ma_dd", 10_000) is None
+
+
 def test_data_saved_is_read_off_the_curves():
     table = evidence.saved_table(FOUND, ("rb",), "mixed", ("ma_bc", "networld"))
     cells = line_of(table, "ma_bc")

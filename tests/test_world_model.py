@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from networld_jax import datasets
+from networld_jax import action_heads, datasets
 from networld_jax.types import WorldModelConfig
 from networld_jax.world_model import make_world_model
 from tests import tiny
@@ -57,9 +57,7 @@ def test_an_untrained_inverse_model_answers_with_the_datas_mean_action(box, obs)
     """Its last layer starts at zero and the log-histogram of the data is added."""
     silent = jax.tree.map(jnp.zeros_like, box.params)
     z = box.world_model.encode(box.params, box.stats, "line", obs)
-    action = box.world_model.decode_action(
-        box.stats, box.world_model.action_logits(silent, box.stats, "line", z, z, z)
-    )
+    action = action_heads.decode_mean(box.world_model.action_logits(silent, box.stats, "line", z, z, z), box.stats)
     mean = box.data.action.mean((0, 1, 2))
     # The histogram is smoothed by 1e-3 in each of 15 bins, which reach out to about 2.
     np.testing.assert_allclose(action, np.broadcast_to(mean, action.shape), atol=0.03)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from networld_jax import action_heads
 from networld_jax.diffusion import denoising_loss, loss_weights, q_sample
 from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field, quantise
@@ -80,8 +81,7 @@ def inverse_dynamics_loss(
     unit = noise_unit(stats, "surprise" if is_aware else config.noise_unit)
     noisy_next, noise = disturb(key, z[:, :, 1:], unit, None if is_aware else config.inverse_dynamics_noise)
     logits = world_model.action_logits(params, stats, task, z[:, :, :-1], m[:, :, :-1], noisy_next, noise)
-    per_component = jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)
-    losses = per_component(logits, segments.action, stats.action_bins).mean(-1)
+    losses = action_heads.losses(logits, segments.action, stats)
     weight = segments.agent_mask[:, :, None] * segments.is_demonstration[:, None, :] * action_weight
     return masked_mean(losses, weight)
 

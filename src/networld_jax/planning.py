@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from networld_envs.types import Policy
-from networld_jax import sampling
+from networld_jax import action_heads, sampling
 from networld_jax.diffusion import predict_x0
 from networld_jax.mean_field import Neighbours, mean_field, quantise
 from networld_jax.normalisation import action_std
@@ -253,7 +253,7 @@ def decode_plans(
     dim, stats = world_model.config.latent_dim, policy_params.stats
     z, m, z_next = x[:, 0, :dim], x[:, 0, dim:], x[:, 1, :dim]
     logits = world_model.action_logits(policy_params.params, stats, task, z, m, z_next, noise)
-    action = world_model.decode_action(stats, logits)
+    action = action_heads.decode_mean(logits, stats)
     return action + shift_std * action_std(stats)[None, :] if shift_std else action
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from networld_envs.types import TaskSpec
-from networld_jax import networks
+from networld_jax import action_heads, networks
 from networld_jax.noise_levels import inputs_at_level
 from networld_jax.normalisation import normalise_obs
 from networld_jax.transforms import from_two_hot
@@ -38,7 +38,6 @@ class WorldModel(NamedTuple):
     predict_return: Callable[..., jax.Array]  # (params, task_index [B], x, k) -> [B] standardised return
     predict_both: Callable[..., tuple[jax.Array, jax.Array]]  # (params, task_index, x, k) -> (predict, predict_return)
     action_logits: Callable[..., jax.Array]  # (params, stats, task, z, m, z_next [..., D], s [...]) -> [..., A, M]
-    decode_action: Callable[..., jax.Array]  # (stats, logits [..., A, M]) -> [..., A] probability-weighted mean
     value: Callable[..., jax.Array]  # (params, task, z, m) -> [...] standardised return
     action_value: Callable[..., jax.Array]  # (params, stats, task, z, m, action [..., A]) -> [...]
     task_index: Callable[[str], int]
@@ -171,10 +170,7 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
                 raise ValueError("a noise-aware inverse model must be told the noise s on z_next, got None")
             z_next = inputs_at_level(z_next, noise, stats.surprise)
         logits = inverse[task].apply({"params": params["inverse_dynamics"][task]}, jnp.concatenate([z, m, z_next], -1))
-        return logits + jnp.expand_dims(stats.action_log_histogram, tuple(range(logits.ndim - 2)))
-
-    def decode_action(stats, logits):
-        return jax.vmap(from_two_hot, in_axes=(-2, 0), out_axes=-1)(logits, stats.action_bins)
+        return action_heads.add_prior(logits, stats)
 
     def value(params, task, z, m):
         return value_head.apply({"params": params["value"][task]}, jnp.concatenate([z, m], -1))[..., 0]
@@ -204,7 +200,6 @@ def make_world_model(config: WorldModelConfig, task_specs: Sequence[TaskSpec]) -
         predict_return=predict_return,
         predict_both=predict_both,
         action_logits=action_logits,
-        decode_action=decode_action,
         value=value,
         action_value=action_value,
         task_index=order.__getitem__,

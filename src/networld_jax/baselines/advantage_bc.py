@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from networld_envs.types import TaskSpec
-from networld_jax import networks, training
-from networld_jax.baselines import actions, inputs, returns
+from networld_jax import action_heads, networks, training
+from networld_jax.baselines import inputs, returns
 from networld_jax.baselines.types import Baseline, DiscountConfig, require
 from networld_jax.losses import masked_mean
 from networld_jax.planning import PolicyParams
@@ -75,16 +75,16 @@ def _make(spec: TaskSpec, config: AdvantageBCConfig, conditioned: bool) -> Basel
     value_updates = round(config.value_fraction * config.num_updates)
 
     def logits(params, stats, features, advantage):
-        network = actions.clone_network(spec, stats, config.hidden)
+        network = action_heads.network(spec, stats, config.hidden)
         seen = jnp.concatenate([features, advantage[:, None]], -1) if conditioned else features
-        return actions.add_prior(network.apply({"params": params["policy"]}, seen), stats)
+        return action_heads.add_prior(network.apply({"params": params["policy"]}, seen), stats)
 
     def prepare(trajectories, stats):
         return returns.label_steps(trajectories, stats, config.label, config.discount, config.return_steps)
 
     def init(key, stats):
         policy_key, value_key = jax.random.split(key)
-        network = actions.clone_network(spec, stats, config.hidden)
+        network = action_heads.network(spec, stats, config.hidden)
         params = {
             "policy": network.init(policy_key, jnp.zeros((1, width + conditioned)))["params"],
             "value": value_net.init(value_key, jnp.zeros((1, width)))["params"],
@@ -104,7 +104,7 @@ def _make(spec: TaskSpec, config: AdvantageBCConfig, conditioned: bool) -> Basel
             weight = rows.weight
             if not conditioned:
                 weight = weight * jnp.where(is_ready, top_rows(advantage, weight, config.keep_fraction), 1.0)
-            losses = actions.clone_losses(logits(params, stats, features, advantage), rows.action, stats)
+            losses = action_heads.losses(logits(params, stats, features, advantage), rows.action, stats)
             clone = masked_mean(losses, weight)
             return clone + value_loss, {"loss": clone, "value": value_loss, "advantage_std": std}
 
@@ -114,7 +114,7 @@ def _make(spec: TaskSpec, config: AdvantageBCConfig, conditioned: bool) -> Basel
         del key
         command = jnp.full(features.shape[:1], config.target_advantage)
         out = logits(policy_params.params, policy_params.stats, features, command)
-        return actions.decode_mean(out, policy_params.stats)
+        return action_heads.decode_mean(out, policy_params.stats)
 
     return Baseline(
         prepare=prepare,

@@ -17,8 +17,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from networld_envs.types import TaskSpec
-from networld_jax import training
-from networld_jax.baselines import actions, inputs, returns
+from networld_jax import action_heads, training
+from networld_jax.baselines import inputs, returns
 from networld_jax.baselines.types import Baseline, BaselineConfig, require
 from networld_jax.losses import masked_mean
 from networld_jax.normalisation import action_std
@@ -45,19 +45,19 @@ def make_bc(spec: TaskSpec, config: BCConfig) -> Baseline:
     optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
 
     def logits(params, stats, features):
-        network = actions.clone_network(spec, stats, config.hidden)
-        return actions.add_prior(network.apply({"params": params}, features), stats)
+        network = action_heads.network(spec, stats, config.hidden)
+        return action_heads.add_prior(network.apply({"params": params}, features), stats)
 
     def init(key, stats):
         example = jnp.zeros((1, inputs.input_dim(spec, config)))
-        params = actions.clone_network(spec, stats, config.hidden).init(key, example)["params"]
+        params = action_heads.network(spec, stats, config.hidden).init(key, example)["params"]
         return training.init_train_state(params, optimiser)
 
     def update(key, state, rows: Transitions, stats):
         def loss_fn(params, rows, key):
             del key
             features, _ = inputs.row_features(config, rows)
-            losses = actions.clone_losses(logits(params, stats, features), rows.action, stats)
+            losses = action_heads.losses(logits(params, stats, features), rows.action, stats)
             loss = masked_mean(losses, rows.weight)
             return loss, {"loss": loss}
 
@@ -68,8 +68,8 @@ def make_bc(spec: TaskSpec, config: BCConfig) -> Baseline:
         stats = policy_params.stats
         out = logits(policy_params.params, stats, features)
         if config.quantile:
-            return actions.decode_quantile(out, stats, config.quantile)
-        return actions.decode_mean(out, stats) + config.shift_std * action_std(stats)[None, :]
+            return action_heads.decode_quantile(out, stats, config.quantile)
+        return action_heads.decode_mean(out, stats) + config.shift_std * action_std(stats)[None, :]
 
     return Baseline(
         prepare=lambda trajectories, stats: (trajectories, stats),

@@ -22,8 +22,8 @@ import numpy as np
 from flax import struct
 
 from networld_envs.types import TaskSpec
-from networld_jax import networks, sampling, training
-from networld_jax.baselines import actions, inputs, returns
+from networld_jax import action_heads, networks, sampling, training
+from networld_jax.baselines import inputs, returns
 from networld_jax.baselines.types import Baseline, DiscountConfig, require, require_positive
 from networld_jax.diffusion import denoising_loss, loss_weights
 from networld_jax.losses import masked_mean, noised
@@ -121,16 +121,16 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
         return unet.apply({"params": params["denoiser"]}, x, k, condition=(label[:, None], keep))
 
     def inverse(params, stats, features, next_obs, noise):
-        network = actions.clone_network(spec, stats, config.hidden)
+        network = action_heads.network(spec, stats, config.hidden)
         if config.noise_aware:
             next_obs = inputs_at_level(next_obs, noise, stats.surprise[: spec.obs_dim])
         out = network.apply({"params": params["inverse_dynamics"]}, jnp.concatenate([features, next_obs], -1))
-        return actions.add_prior(out, stats)
+        return action_heads.add_prior(out, stats)
 
     def init(key, stats):
         denoiser_key, inverse_key = jax.random.split(key)
         one, x = jnp.zeros(1), jnp.zeros((1, horizon, width))
-        network = actions.clone_network(spec, stats, config.hidden)
+        network = action_heads.network(spec, stats, config.hidden)
         params = {
             "denoiser": unet.init(denoiser_key, x, jnp.zeros(1, jnp.int32), condition=(one[:, None], one))["params"],
             "inverse_dynamics": network.init(inverse_key, jnp.zeros((1, inverse_dim)))["params"],
@@ -153,7 +153,7 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
                 blur_key, batch.features[:, 1:, : spec.obs_dim], stats.surprise[: spec.obs_dim], level
             )
             logits = inverse(params, stats, x0, next_obs, blur)
-            idm = masked_mean(actions.clone_losses(logits, batch.action, stats), batch.demonstration)
+            idm = masked_mean(action_heads.losses(logits, batch.action, stats), batch.demonstration)
             return diffusion + idm, {"loss": diffusion + idm, "denoise": diffusion, "inverse_dynamics": idm}
 
         return training.make_update(loss_fn, optimiser, config.ema_decay)(state, batch, key)
@@ -192,7 +192,8 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
         draw = functools.partial(imagine, params, stats.extra["target_return"])
         x = sampling.averaged(draw, config.num_averaged)(keys, features)
         next_obs = x[:, 1, : spec.obs_dim]
-        return actions.decode_mean(inverse(params, stats, features, next_obs, config.inverse_dynamics_noise), stats)
+        logits = inverse(params, stats, features, next_obs, config.inverse_dynamics_noise)
+        return action_heads.decode_mean(logits, stats)
 
     return Baseline(
         prepare=prepare,

@@ -25,7 +25,7 @@ import optax
 from flax import struct
 
 from networld_envs.types import Policy, TaskSpec
-from networld_jax import networks, training
+from networld_jax import action_heads, networks, training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, RewardConfig, require, require_positive
 from networld_jax.losses import masked_mean
@@ -165,7 +165,7 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
 
     def logits(params, stats, batch: Sequences, scaled, **options):
         tokens = (batch.return_to_go, batch.features, scaled, batch.time, batch.valid)
-        return actions.add_prior(network(stats).apply({"params": params}, *tokens, **options), stats)
+        return action_heads.add_prior(network(stats).apply({"params": params}, *tokens, **options), stats)
 
     def init(key, stats):
         empty = jnp.zeros((1, steps))
@@ -183,7 +183,7 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
             scaled = actions.scale_action(batch.action, spec, stats)
             scaled = jnp.where(batch.valid[..., None] > 0, scaled, PADDED_ACTION)
             out = logits(params, stats, batch, scaled, deterministic=False, rngs={"dropout": key})
-            loss = masked_mean(actions.clone_losses(out, batch.action, stats), batch.weight)
+            loss = masked_mean(action_heads.losses(out, batch.action, stats), batch.weight)
             return loss, {"loss": loss}
 
         return training.make_update(loss_fn, optimiser, config.ema_decay)(state, batch, key)
@@ -231,7 +231,7 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
             valid=jnp.tile(valid[None], (num_agents, 1)),
             weight=jnp.zeros((num_agents, steps)),
         )
-        action = actions.decode_mean(logits(params, stats, window, window.action)[:, -1], stats)
+        action = action_heads.decode_mean(logits(params, stats, window, window.action)[:, -1], stats)
         executed = jnp.round(action) if spec.action_kind == "integer" else action
         remembered = window.action.at[:, -1].set(actions.scale_action(executed, spec, stats))
         carry = carry.replace(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from networld_envs.types import TaskSpec
-from networld_jax import networks, training
+from networld_jax import action_heads, networks, training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.cql import td_target
 from networld_jax.baselines.types import Baseline, DiscountConfig, require, require_positive
@@ -98,14 +98,14 @@ def box_heads(spec: TaskSpec, config: IQLConfig) -> Heads:
 def integer_heads(spec: TaskSpec, config: IQLConfig) -> Heads:
     """Whole numbers: Q a sum of tables, a product of categorical distributions."""
     width = inputs.input_dim(spec, config)
-    net = actions.clone_network
+    net = action_heads.network
 
     def q(params, stats, features, action):
         tables = networks.apply_twins(net(spec, stats, config.hidden), params, features)
         return jax.vmap(lambda table: actions.take(table, actions.action_index(action, stats)))(tables)
 
     def logits(params, stats, features):
-        out = actions.add_prior(net(spec, stats, config.hidden).apply({"params": params}, features), stats)
+        out = action_heads.add_prior(net(spec, stats, config.hidden).apply({"params": params}, features), stats)
         return actions.mask_illegal(out, spec, stats)
 
     def log_prob(params, stats, features, action):
@@ -116,7 +116,7 @@ def integer_heads(spec: TaskSpec, config: IQLConfig) -> Heads:
         out = logits(params, stats, features)
         if config.decode == "mode":
             return actions.index_action(jnp.argmax(out, -1), stats)
-        return actions.decode_mean(out, stats)
+        return action_heads.decode_mean(out, stats)
 
     example = jnp.zeros((1, width))
     return Heads(

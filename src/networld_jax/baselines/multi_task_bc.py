@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from networld_envs.types import TaskSpec
-from networld_jax import networks, training
-from networld_jax.baselines import actions, inputs, returns
+from networld_jax import action_heads, networks, training
+from networld_jax.baselines import inputs, returns
 from networld_jax.baselines.types import Baseline, BaselineConfig, require
 from networld_jax.losses import masked_mean
 from networld_jax.planning import PolicyParams
@@ -57,7 +57,7 @@ def task_net(spec: TaskSpec, config: MultiTaskBCConfig):
         deep = jnp.zeros((1, config.hidden[-1]))
         return {
             "input": entrance.init(input_key, jnp.zeros((1, inputs.input_dim(spec, config))))["params"],
-            "output": actions.clone_network(spec, stats, ()).init(output_key, deep)["params"],
+            "output": action_heads.network(spec, stats, ()).init(output_key, deep)["params"],
         }
 
     def init_trunk(key):
@@ -66,14 +66,15 @@ def task_net(spec: TaskSpec, config: MultiTaskBCConfig):
     def logits(layers, trunk, stats, features):
         x = networks.mish(entrance.apply({"params": layers["input"]}, features))
         x = networks.mish(trunk_net.apply({"params": trunk}, x))
-        return actions.add_prior(actions.clone_network(spec, stats, ()).apply({"params": layers["output"]}, x), stats)
+        out = action_heads.network(spec, stats, ()).apply({"params": layers["output"]}, x)
+        return action_heads.add_prior(out, stats)
 
     return init, init_trunk, logits
 
 
 def clone_loss(out: jax.Array, rows: Transitions, stats: TaskStats) -> jax.Array:
     """Mean two-hot cross-entropy of the rows worth imitating."""
-    return masked_mean(actions.clone_losses(out, rows.action, stats), rows.weight)
+    return masked_mean(action_heads.losses(out, rows.action, stats), rows.weight)
 
 
 def make_pretraining(specs: Sequence[TaskSpec], config: MultiTaskBCConfig) -> Pretraining:
@@ -136,7 +137,7 @@ def make_multi_task_bc(spec: TaskSpec, config: MultiTaskBCConfig, trunk: Params 
     def decide(key, policy_params: PolicyParams, features):
         del key
         params, stats = policy_params.params, policy_params.stats
-        return actions.decode_mean(logits(params["layers"], params["trunk"], stats, features), stats)
+        return action_heads.decode_mean(logits(params["layers"], params["trunk"], stats, features), stats)
 
     return Baseline(
         prepare=lambda trajectories, stats: (trajectories, stats),
