@@ -85,8 +85,11 @@ def fig6(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence
             axis.set_title(f"{task} ({tier}): {title}", fontsize=9)
             if not axis.has_data():
                 axis.text(0.5, 0.5, "no rows yet", ha="center", va="center", transform=axis.transAxes, color="tab:gray")
+        steps = sorted({size for rewards in curves.values() for size in rewards})
         for axis in line[:2]:
             axis.set_xscale("log")
+            axis.set_xticks(steps, [f"{size:,}" for size in steps], fontsize=7)
+            axis.minorticks_off()
             axis.set_xlabel("environment steps of target data")
         line[2].set_xlabel("networks in the target data")
         line[0].set_ylabel("score (0 random, 1 best rule)" if ends else "mean reward")
