@@ -187,7 +187,24 @@ ABLATIONS = {
     },
 }  # fmt: skip
 
-VARIANT_OF = {"ma_dd_clean": "ma_dd", "ma_dd_aware": "ma_dd"}  # model-free variant -> the entry of BASELINES behind it
+FOUR = {"ensemble.num_members": 4}
+
+
+def ensemble_of(method: str) -> str:
+    """The name of four of a method acting as one."""
+    return "scratch_ensemble" if method == "networld_scratch" else f"{method}_ensemble"
+
+
+ENSEMBLES = {
+    ensemble_of("networld"): pretrained("four of networld, pre-trained and adapted alike, acting as one", **FOUR),
+    ensemble_of("networld_scratch"): scratch("four of networld_scratch acting as one", **FOUR),
+}
+
+VARIANT_OF = {  # model-free variant -> the entry of BASELINES behind it
+    "ma_dd_clean": "ma_dd",
+    "ma_dd_aware": "ma_dd",
+    **{ensemble_of(name): name for name in BASELINES},
+}
 
 MODEL_FREE = {
     **{name: Method(f"baseline {name}", "model-free") for name in BASELINES},
@@ -201,6 +218,7 @@ MODEL_FREE = {
         "model-free",
         {"baselines.ma_dd.noise_aware": True},
     ),
+    **{ensemble_of(name): Method(f"four of {name} acting as one", "model-free", FOUR) for name in BASELINES},
 }
 
 
@@ -231,5 +249,5 @@ def table(config: ml_collections.ConfigDict) -> dict[str, Method]:
             adapt__num_updates=0,
         )
     }
-    shared = NETWORLD | CONTROLS | longer | joint | single_source(tuple(config.tasks))
+    shared = NETWORLD | CONTROLS | longer | joint | single_source(tuple(config.tasks)) | ENSEMBLES
     return shared | ABLATIONS | MODEL_FREE | CEILING

@@ -13,13 +13,15 @@ programs; the seeds of a method follow each other.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +35,19 @@ from experiments.memo import Memo
 from experiments.runs import Run, is_pretrained, kind_of, list_runs, resolve, row_start
 from experiments.tables import print_table
 from networld_envs.types import Policy
-from networld_jax import checkpoints, datasets, lookahead, planning
+from networld_jax import checkpoints, datasets, ensemble, lookahead, planning
 from networld_jax.evaluation import Scores, anchored
 from networld_jax.types import Params
 
 # ---------------------------------------------------------------------------------------------------- running
+
+
+class Learned(NamedTuple):
+    """One trained policy."""
+
+    policy: Policy
+    params: planning.PolicyParams
+    seconds: dict[str, float]  # spent on what other runs use too, and on training
 
 
 class Queue:
@@ -198,8 +208,8 @@ class Queue:
             "rule": self.rule,
             "behaviour": self.behaviour,
             "ceiling": self.ceiling,
-            "world model": self.world_model,
-            "model-free": self.model_free,
+            "world model": functools.partial(self.learned, self.world_model),
+            "model-free": functools.partial(self.learned, self.model_free),
         }
         return kinds[self.kind(run)](run, config)
 
@@ -247,6 +257,26 @@ class Queue:
         policy = self.policy(run, config, None, lambda: lookahead.make_lookahead(env, base))
         return self.evaluate(run, config, policy, {})
 
+    def learned(
+        self, member_fn: Callable[..., Learned], run: Run, config: ml_collections.ConfigDict
+    ) -> tuple[Scores, int, dict[str, Any]]:
+        """A trained policy, or `ensemble.num_members` of them acting as one; the first has the run's own seed, so that
+        it is shared with the run of a single one."""
+        count, members = config.ensemble.num_members, []
+        for number in range(count):
+            alone = ml_collections.ConfigDict(config)
+            alone.seed = member_seed(run.seed, number)
+            members.append(member_fn(dataclasses.replace(run, seed=alone.seed), alone))
+        policy, params = members[0].policy, members[0].params
+        if count > 1:
+            learns_messages = self.kind(run) == "world model" and config.model.encoder != "identity"
+            together = functools.partial(ensemble.mean_action, policy, count, shared_message=not learns_messages)
+            policy = self.memo(("ensemble", policy, count), together)
+            params = ensemble.stack([member.params for member in members])
+        scores, message_bytes, _ = self.evaluate(run, config, policy, params)
+        facts = {name: round(sum(member.seconds[name] for member in members), 1) for name in members[0].seconds}
+        return scores, message_bytes, facts
+
     def trained(self, run: Run, config: ml_collections.ConfigDict) -> tuple[Path, float]:
         """(folder of a world model, seconds spent on what other runs use too): pre-trained (shared), then adapted
         (shared by variants that differ in planning only), what is there already is taken."""
@@ -272,7 +302,7 @@ class Queue:
             model = pretrained
         return model, shared_seconds
 
-    def world_model(self, run: Run, config: ml_collections.ConfigDict) -> tuple[Scores, int, dict[str, Any]]:
+    def world_model(self, run: Run, config: ml_collections.ConfigDict) -> Learned:
         """NetWorld and its variants."""
         model, shared_seconds = self.trained(run, config)
         world_model, _ = settings.shared_world_model(config, self.memo)
@@ -284,11 +314,10 @@ class Queue:
 
         key = (run.obs_set, settings.fingerprint(config, "tasks", "model", "planner"))
         policy = self.policy(run, config, key, make)
-        scores, message_bytes, _ = self.evaluate(run, config, policy, planning.PolicyParams(params, stats[run.task]))
-        facts = {"shared_seconds": shared_seconds, "train_seconds": train_loop.read_seconds(model.parent)}
-        return scores, message_bytes, facts
+        seconds = {"shared_seconds": shared_seconds, "train_seconds": train_loop.read_seconds(model.parent)}
+        return Learned(policy, planning.PolicyParams(params, stats[run.task]), seconds)
 
-    def model_free(self, run: Run, config: ml_collections.ConfigDict) -> tuple[Scores, int, dict[str, Any]]:
+    def model_free(self, run: Run, config: ml_collections.ConfigDict) -> Learned:
         """A baseline of networld_jax.baselines on the same data."""
         started = time.monotonic()
         self.data(config, run.task)
@@ -324,12 +353,15 @@ class Queue:
             state = train_loop.train(
                 title, directory, state, epoch, (data, stats), length, run.seed, {"loss": "loss"}
             )
-        train_seconds = time.monotonic() - started - shared_seconds
-        params = planning.PolicyParams(state.ema_params, stats)
-        scores, message_bytes, _ = self.evaluate(run, config, baseline.policy, params)
+        seconds = {"shared_seconds": shared_seconds, "train_seconds": time.monotonic() - started - shared_seconds}
         if not run.num_updates:
             shutil.rmtree(directory, ignore_errors=True)
-        return scores, message_bytes, {"shared_seconds": shared_seconds, "train_seconds": round(train_seconds, 1)}
+        return Learned(baseline.policy, planning.PolicyParams(state.ema_params, stats), seconds)
+
+
+def member_seed(seed: int, number: int) -> int:
+    """The seed of an ensemble's member: far from those of other runs, and the ensemble's own for the first."""
+    return (seed + 1_000_003 * number) % 2**32
 
 
 def _digest(*parts: Any) -> str:

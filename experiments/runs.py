@@ -207,7 +207,8 @@ HOW = (
 
 def is_pretrained(config: ml_collections.ConfigDict, run: Run, kind: str) -> bool:
     """Whether something of the method has seen other tasks."""
-    return (kind == "world model" or run.method == "multi_task_bc") and not config.adapt.from_scratch
+    has_sources = kind == "world model" or methods.baseline_of(run.method) == "multi_task_bc"
+    return has_sources and not config.adapt.from_scratch
 
 
 def sections_of(config: ml_collections.ConfigDict, run: Run, kind: str) -> list[str]:
@@ -215,6 +216,8 @@ def sections_of(config: ml_collections.ConfigDict, run: Run, kind: str) -> list[
     parts = ["environment", "evaluate"]
     if run.tier != "none":
         parts.append("collect")
+    if kind in ("world model", "model-free"):
+        parts.append("ensemble")
     if kind == "world model":
         parts += ["model", "loss", "planner", "adapt"]
     if kind == "model-free":

@@ -103,6 +103,26 @@ def test_variants_that_differ_in_planning_share_their_weights(finished):
     assert not list((workdir / "models").glob("*/checkpoints"))
 
 
+@pytest.mark.parametrize(("name", "single"), [("scratch_ensemble", "networld_scratch"), ("ma_bc_ensemble", "ma_bc")])
+def test_an_ensemble_has_four_members_of_its_own(finished, tmp_path, monkeypatch, name, single):
+    """The first has the run's own seed; all share one message."""
+    seeds, train = [], train_loop.train
+    monkeypatch.setattr(train_loop, "train", lambda *args: seeds.append(args[6]) or train(*args))
+    row = queue.run(config(methods=(name,), seeds=(1,)), tmp_path)[-1]
+    assert seeds == [1, 1_000_004, 2_000_007, 3_000_010]
+    assert row["settings"]["ensemble.num_members"] == 4
+    alone = next(row for row in finished[1] if (row["method"], row["seed"]) == (single, 1))
+    assert row["message_bytes"] == alone["message_bytes"]
+    assert row["instance_rewards"] != alone["instance_rewards"]
+
+
+def test_an_ensemble_of_equal_members_acts_as_one_of_them(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "member_seed", lambda seed, number: seed)
+    row = queue.run(config(methods=("ma_bc_ensemble",), seeds=(1,)), tmp_path)[-1]
+    alone = next(row for row in finished[1] if (row["method"], row["seed"]) == ("ma_bc", 1))
+    np.testing.assert_allclose(row["instance_rewards"], alone["instance_rewards"], rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_multi_task_clone_says_what_it_was_pre_trained_on(finished, tmp_path):
     workdir, _ = finished

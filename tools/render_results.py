@@ -20,8 +20,8 @@ from networld_jax.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
 AXIS = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
-GROUPS = ("headline", "controls", "sizes", "topologies", "curves", "guidance", "planning", "training", "adaptation",
-          "ladder", "ceiling", "paper_reading")  # fmt: skip
+GROUPS = ("headline", "controls", "sizes", "topologies", "curves", "ensembles", "guidance", "planning", "training",
+          "adaptation", "ladder", "ceiling", "paper_reading")  # fmt: skip
 
 
 def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) -> str:
@@ -58,6 +58,12 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
             size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), ("networld_scratch",))
             if text := evidence.against_table(found, task, "mixed", variants, "networld_scratch", size):
                 parts += [f"### {name}: {text}"]
+    parts += ["## Do four act better than one?\n", ENSEMBLES]
+    compared = tuple(config.groups.ensembles.methods)
+    for task in tasks:
+        size = evidence.headline_size(found, task, "mixed", headline)
+        if text := evidence.against_table(found, task, "mixed", compared, "scratch_ensemble", size):
+            parts += [text]
     parts += ["## What the names mean\n", names(config)]
     parts += [f"\n![{name}](figures/{name}.png)\n" for name in figures]
     return "\n".join(parts)
@@ -84,6 +90,9 @@ SAVED = """Target data at which `networld` first reaches the score that a method
 below 1 it needs more. "Never reached" within the data measured.
 """
 LADDER = """From scratch on the target data, one change at a time.
+"""
+ENSEMBLES = """The mean action of four policies trained alike from seeds of their own, for NetWorld and its rivals
+alike: four times the training and four times the work of a decision, the same messages.
 """
 
 

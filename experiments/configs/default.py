@@ -129,6 +129,10 @@ def get_config(held_out: str = "rb") -> ConfigDict:
 
     use_baselines(c)
 
+    c.ensemble = ConfigDict()
+    c.ensemble.num_members = 1  # policies of a row of the queue, trained from seeds of their own; the mean of their
+    # actions is executed
+
     c.distill = ConfigDict()  # students of the guided planner, see networld_jax.distillation
     c.distill.model = "scratch"  # whose planner is the teacher: "adapt" or "scratch"
     c.distill.students = ("chain", "row")  # also "noisy_row"

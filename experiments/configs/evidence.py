@@ -133,6 +133,9 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.trust = group(("networld_scratch", *trust), tiers=("mixed", "expert"))
     shifts = tuple(f"scratch_shift_{shift:g}" for shift in methods.SHIFTS)
     c.groups.shift = group(("networld_scratch", *shifts), tiers=("mixed", "expert"))
+    singles = ("networld_scratch", "networld", "filtered_bc", "ma_dd", "diffusion_policy")
+    fours = tuple(methods.ensemble_of(name) for name in singles)
+    c.groups.ensembles = group((*fours, *singles))
     c.groups.adaptation = group(
         ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
         sizes=ConfigDict(few_shot),
