@@ -198,6 +198,7 @@ def ensemble_of(method: str) -> str:
 ENSEMBLES = {
     ensemble_of("networld"): pretrained("four of networld, pre-trained and adapted alike, acting as one", **FOUR),
     ensemble_of("networld_scratch"): scratch("four of networld_scratch acting as one", **FOUR),
+    ensemble_of("scratch_decay_1"): scratch("four of scratch_decay_1 acting as one", adapt__weight_decay=1.0, **FOUR),
 }
 
 VARIANT_OF = {  # model-free variant -> the entry of BASELINES behind it

@@ -133,7 +133,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.trust = group(("networld_scratch", *trust), tiers=("mixed", "expert"))
     shifts = tuple(f"scratch_shift_{shift:g}" for shift in methods.SHIFTS)
     c.groups.shift = group(("networld_scratch", *shifts), tiers=("mixed", "expert"))
-    singles = ("networld_scratch", "networld", "filtered_bc", "ma_dd", "diffusion_policy")
+    singles = ("networld_scratch", "networld", "scratch_decay_1", "filtered_bc", "ma_dd", "diffusion_policy")
     fours = tuple(methods.ensemble_of(name) for name in singles)
     c.groups.ensembles = group((*fours, *singles))
     c.groups.adaptation = group(
