@@ -13,7 +13,7 @@ import numpy as np
 from experiments.configs.default import label_of
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
-from experiments.methods import MODEL_FREE, baseline_of
+from experiments.methods import MODEL_FREE, baseline_of, ensemble_of
 from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, best_cell
 from experiments.tables import markdown_table
@@ -309,6 +309,41 @@ def summary_table(rows: Sequence[Row], tasks: Sequence[str], tiers: Sequence[str
         "best other learned method", "better NetWorld minus it", "seeds",
     )  # fmt: skip
     return markdown_table(header, lines)
+
+
+def ensemble_table(
+    rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence[str], singles: Sequence[str]
+) -> str:
+    """One line per task and ensemble of ours: its paired differences to one of its members, to the best ensemble of a
+    rival and to the best rule. `singles` are the methods of which there are ensembles, `methods` those of the
+    headline."""
+    lines = []
+    for task in tasks:
+        size = headline_size(rows, task, tier, methods)
+        of = lambda name: cell(rows, task, tier, name, target_transitions=size)  # noqa: B023, E731
+        fours = {name: found for name in singles if (found := of(ensemble_of(name))) is not None}
+        rivals = [found for name, found in fours.items() if name in MODEL_FREE]
+        rule = cell(rows, task, "none", ANCHORS[task][1])
+        if not rivals or rule is None:
+            continue
+        best = max(rivals, key=lambda c: c.rewards.mean())
+        for name, four in fours.items():
+            one = of(name)
+            if name in MODEL_FREE or one is None:
+                continue
+            minus = [signed(statistics.paired_interval(four.rewards, c.rewards)) for c in (one, best, rule)]
+            lines.append(
+                (
+                    f"`{task}`", f"`{four.method}` {number(four.interval)}", minus[0],
+                    f"`{best.method}` {best.interval.mean:.3f} (of {len(rivals)})", minus[1],
+                    f"`{rule.method}` {rule.interval.mean:.3f}", minus[2], four.seeds,
+                )
+            )  # fmt: skip
+    header = (
+        "task", "four of NetWorld", "minus one of them", "best four of a rival", "minus them", "best rule", "minus it",
+        "seeds",
+    )  # fmt: skip
+    return markdown_table(header, lines) if lines else "No rows yet.\n"
 
 
 def curve(rows: Sequence[Row], task: str, tier: str, method: str, topologies: bool = False) -> dict[int, np.ndarray]:

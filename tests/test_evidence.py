@@ -90,6 +90,18 @@ def test_the_headline_table_says_how_many_settings_were_tried():
     assert tries == {"ma_bc": "1", "networld_scratch": "3", "networld": "3", "mf_rule": ""}
 
 
+def test_the_ensemble_table_compares_four_with_one_the_rivals_four_and_the_rule():
+    """-0.55 against one (-0.6), the better four of a rival (-0.65) and the rule (-0.5)."""
+    fours = [*seeds("scratch_ensemble", -0.55), *seeds("ma_dd_ensemble", -0.65), *seeds("filtered_bc_ensemble", -0.7)]
+    wanted = (("rb",), "mixed", ("networld_scratch",), ("networld_scratch", "ma_dd", "filtered_bc"))
+    lines = evidence.ensemble_table([*FOUND, *fours], *wanted).splitlines()
+    parts = [part.strip() for part in lines[2].strip("|").split("|")]
+    assert len(lines) == 3 and parts[1].startswith("`scratch_ensemble` -0.5") and parts[7] == "3"
+    assert parts[3].startswith("`ma_dd_ensemble` -0.6") and parts[3].endswith("(of 2)")
+    assert [float(parts[n].split()[0]) for n in (2, 4, 6)] == pytest.approx([0.05, 0.1, -0.05], abs=0.015)
+    assert evidence.ensemble_table(FOUND, *wanted) == "No rows yet.\n"
+
+
 def test_the_summary_compares_the_better_networld_with_the_best_other_method():
     methods = ("ma_bc", "filtered_bc", "networld_scratch", "networld", "idm_only")
     found = [*FOUND, *seeds("filtered_bc", -0.7), *seeds("idm_only", -0.1)]  # the inverse model is a part of ours

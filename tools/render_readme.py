@@ -67,9 +67,17 @@ def evidence_block() -> str:
     return f"Mean reward on unseen networks [95 % interval]. {render_results.provenance(found, 'small')}\n{table}"
 
 
+def ensembles_block() -> str:
+    """Four policies acting as one, ours and the rivals', on mixed data."""
+    found = evidence.select(rows.read(ROOT / "results/runs.jsonl"), preset="small")
+    tasks = tuple(configuration.get_config().tasks)
+    return evidence.ensemble_table(found, tasks, "mixed", configuration.HEADLINE, configuration.IN_FOURS)
+
+
 BLOCKS = {
     "demo": demo_block,
     "evidence": evidence_block,
+    "ensembles": ensembles_block,
     "calibration": calibration_block,
     "performance": render_performance.headlines_block,
 }

@@ -59,6 +59,7 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
             if text := evidence.against_table(found, task, "mixed", variants, "networld_scratch", size):
                 parts += [f"### {name}: {text}"]
     parts += ["## Do four act better than one?\n", ENSEMBLES]
+    parts += [evidence.ensemble_table(found, tasks, "mixed", headline, configuration.IN_FOURS)]
     compared = tuple(config.groups.ensembles.methods)
     for task in tasks:
         size = evidence.headline_size(found, task, "mixed", headline)

@@ -14,6 +14,7 @@ from experiments.configs import default, paper
 from networld_jax.baselines import BASELINES
 
 HEADLINE = (*BASELINES, "ma_dd_aware", "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
+IN_FOURS = ("networld_scratch", "networld", "scratch_decay_1", "filtered_bc", "ma_dd", "diffusion_policy")
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
 EXPERT = {
@@ -133,9 +134,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.trust = group(("networld_scratch", *trust), tiers=("mixed", "expert"))
     shifts = tuple(f"scratch_shift_{shift:g}" for shift in methods.SHIFTS)
     c.groups.shift = group(("networld_scratch", *shifts), tiers=("mixed", "expert"))
-    singles = ("networld_scratch", "networld", "scratch_decay_1", "filtered_bc", "ma_dd", "diffusion_policy")
-    fours = tuple(methods.ensemble_of(name) for name in singles)
-    c.groups.ensembles = group((*fours, *singles))
+    c.groups.ensembles = group((*(methods.ensemble_of(name) for name in IN_FOURS), *IN_FOURS))
     c.groups.adaptation = group(
         ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
         sizes=ConfigDict(few_shot),
