@@ -21,7 +21,7 @@ from networld_jax import statistics
 from networld_jax.evaluation import anchored
 
 OURS, WITHOUT_PRETRAINING = "networld", "networld_scratch"
-CLONES = ("ma_bc", "bc_shift", "bc_quantile", "filtered_bc", "rc_bc")
+CLONES = ("ma_bc", "bc_shift", "bc_quantile", "filtered_bc", "rc_bc", "multi_task_bc")
 TRANSFER_CONTROLS = (WITHOUT_PRETRAINING, "random_unet", "networld_shuffled", "networld_autoregressive")
 """Transfer is claimed only where the pre-trained model beats each of these in paired intervals."""
 FEW_SHOT = (

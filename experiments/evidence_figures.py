@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,14 +17,16 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+REDS = (6, 7)  # of matplotlib's tab20
 LINES = {"random": "0.6", "best_behaviour": "tab:olive", "behaviour": "tab:brown", "expert": "k"}
 
 
-def colours(methods: Sequence[str]) -> dict[str, tuple]:
-    """One colour per method, networld red."""
-    others = [name for name in methods if name != evidence.OURS]
-    palette = plt.get_cmap("tab20")
-    return {name: palette(i % 20) for i, name in enumerate(others)} | {evidence.OURS: "tab:red"}
+def colours(methods: Sequence[str]) -> dict[str, Any]:
+    """One colour per method; networld is red, from scratch dark red, and nobody else."""
+    own = {evidence.OURS: "tab:red", evidence.WITHOUT_PRETRAINING: "darkred"}
+    palette = [colour for i, colour in enumerate(plt.get_cmap("tab20").colors) if i not in REDS]
+    others = [name for name in methods if name not in own]
+    return {name: palette[i % len(palette)] for i, name in enumerate(others)} | own
 
 
 def horizontal_lines(axis: Axes, rows: Sequence[Row], task: str, tier: str) -> None:
@@ -99,7 +102,7 @@ def fig6(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence
 
 
 def draw_curve(
-    axis: Axes, rewards: dict[int, np.ndarray], ends: tuple[float, float] | None, colour: tuple, name: str
+    axis: Axes, rewards: dict[int, np.ndarray], ends: tuple[float, float] | None, colour: Any, name: str
 ) -> None:
     """Mean and hierarchical-bootstrap interval at every point."""
     if not rewards:
