@@ -15,6 +15,8 @@ from networld_jax.baselines import BASELINES
 
 HEADLINE = (*BASELINES, "ma_dd_aware", "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
 IN_FOURS = ("networld_scratch", "networld", "scratch_decay_1", "filtered_bc", "ma_dd", "diffusion_policy")
+"""Methods of which four act as one: ours, and on each task the best rival of its mixed data."""
+
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
 EXPERT = {
