@@ -91,7 +91,7 @@ def fig6(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: Sequence
         steps = sorted({size for rewards in curves.values() for size in rewards})
         for axis in line[:2]:
             axis.set_xscale("log")
-            axis.set_xticks(steps, [f"{size:,}" for size in steps], fontsize=7)
+            axis.set_xticks(steps, [f"{size:,}" for size in steps], fontsize=7, rotation=30)
             axis.minorticks_off()
             axis.set_xlabel("environment steps of target data")
         line[2].set_xlabel("networks in the target data")
