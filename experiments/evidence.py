@@ -319,19 +319,17 @@ def ensemble_table(
     headline."""
     lines = []
     for task in tasks:
-        size = headline_size(rows, task, tier, methods)
-        of = lambda name: cell(rows, task, tier, name, target_transitions=size)  # noqa: B023, E731
-        fours = {name: found for name in singles if (found := of(ensemble_of(name))) is not None}
-        rivals = [found for name, found in fours.items() if name in MODEL_FREE]
+        found = headline_cells(rows, task, tier, methods, (*singles, *map(ensemble_of, singles)))
+        fours = {name: found[ensemble_of(name)] for name in singles if ensemble_of(name) in found}
+        rivals = [four for name, four in fours.items() if name in MODEL_FREE]
         rule = cell(rows, task, "none", ANCHORS[task][1])
         if not rivals or rule is None:
             continue
         best = max(rivals, key=lambda c: c.rewards.mean())
         for name, four in fours.items():
-            one = of(name)
-            if name in MODEL_FREE or one is None:
+            if name in MODEL_FREE or name not in found:
                 continue
-            minus = [signed(statistics.paired_interval(four.rewards, c.rewards)) for c in (one, best, rule)]
+            minus = [signed(statistics.paired_interval(four.rewards, c.rewards)) for c in (found[name], best, rule)]
             lines.append(
                 (
                     f"`{task}`", f"`{four.method}` {number(four.interval)}", minus[0],

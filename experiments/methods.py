@@ -195,11 +195,18 @@ def ensemble_of(method: str) -> str:
     return "scratch_ensemble" if method == "networld_scratch" else f"{method}_ensemble"
 
 
-ENSEMBLES = {
-    ensemble_of("networld"): pretrained("four of networld, pre-trained and adapted alike, acting as one", **FOUR),
-    ensemble_of("networld_scratch"): scratch("four of networld_scratch acting as one", **FOUR),
-    ensemble_of("scratch_decay_1"): scratch("four of scratch_decay_1 acting as one", adapt__weight_decay=1.0, **FOUR),
-}
+def ensembles(singles: Mapping[str, Method]) -> dict[str, Method]:
+    """Four of each acting as one."""
+    return {
+        ensemble_of(name): dataclasses.replace(
+            single, note=f"four of {name} acting as one", changes={**single.changes, **FOUR}
+        )
+        for name, single in singles.items()
+    }
+
+
+ENSEMBLED = ("networld_scratch", "networld", "scratch_decay_1")  # world models that also act in fours
+ENSEMBLES = ensembles({name: (NETWORLD | ABLATIONS)[name] for name in ENSEMBLED})
 
 VARIANT_OF = {  # model-free variant -> the entry of BASELINES behind it
     "ma_dd_clean": "ma_dd",
@@ -207,8 +214,9 @@ VARIANT_OF = {  # model-free variant -> the entry of BASELINES behind it
     **{ensemble_of(name): name for name in BASELINES},
 }
 
+BARE = {name: Method(f"baseline {name}", "model-free") for name in BASELINES}
 MODEL_FREE = {
-    **{name: Method(f"baseline {name}", "model-free") for name in BASELINES},
+    **BARE,
     "ma_dd_clean": Method(
         "ma_dd with an inverse model trained without noise",
         "model-free",
@@ -219,7 +227,7 @@ MODEL_FREE = {
         "model-free",
         {"baselines.ma_dd.noise_aware": True},
     ),
-    **{ensemble_of(name): Method(f"four of {name} acting as one", "model-free", FOUR) for name in BASELINES},
+    **ensembles(BARE),
 }
 
 

@@ -6,6 +6,7 @@ python -m tools.render_readme --check    fails when one of them is not up to dat
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -59,19 +60,23 @@ def reliability_block() -> str:
     return markdown_table(("stage or file", "fault", "injected", "survived", "lost"), table)
 
 
+@functools.cache
+def published() -> tuple[list[rows.Row], tuple[str, ...]]:
+    """(rows of the evidence, its tasks)."""
+    found = evidence.select(rows.read(ROOT / "results/runs.jsonl"), preset="small")
+    return found, tuple(configuration.get_config().tasks)
+
+
 def evidence_block() -> str:
     """NetWorld beside the best rule and the best other learned method, per task and tier."""
-    found = evidence.select(rows.read(ROOT / "results/runs.jsonl"), preset="small")
-    tasks = tuple(configuration.get_config().tasks)
+    found, tasks = published()
     table = evidence.summary_table(found, tasks, render_results.TIERS, configuration.HEADLINE)
     return f"Mean reward on unseen networks [95 % interval]. {render_results.provenance(found, 'small')}\n{table}"
 
 
 def ensembles_block() -> str:
     """Four policies acting as one, ours and the rivals', on mixed data."""
-    found = evidence.select(rows.read(ROOT / "results/runs.jsonl"), preset="small")
-    tasks = tuple(configuration.get_config().tasks)
-    return evidence.ensemble_table(found, tasks, "mixed", configuration.HEADLINE, configuration.IN_FOURS)
+    return evidence.ensemble_table(*published(), "mixed", configuration.HEADLINE, configuration.IN_FOURS)
 
 
 BLOCKS = {

@@ -14,7 +14,7 @@ from experiments.configs import default, paper
 from networld_jax.baselines import BASELINES
 
 HEADLINE = (*BASELINES, "ma_dd_aware", "ma_cdmp", "networld_scratch", "networld", "idm_only", "idm_only_noise")
-IN_FOURS = ("networld_scratch", "networld", "scratch_decay_1", "filtered_bc", "ma_dd", "diffusion_policy")
+IN_FOURS = (*methods.ENSEMBLED, "filtered_bc", "ma_dd", "diffusion_policy")
 """Methods of which four act as one: ours, and on each task the best rival of its mixed data."""
 
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
