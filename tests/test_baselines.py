@@ -30,6 +30,9 @@ SMALL = dict(
     context=3,
     sub_episode_steps=5,
     num_actions=2,
+    model_hidden=8,
+    num_obs_bins=4,
+    num_imagined=2,
 )
 
 

@@ -6,6 +6,7 @@ from networld_jax.baselines.cql import CQLConfig, make_cql
 from networld_jax.baselines.dd import DDConfig, make_dd
 from networld_jax.baselines.diffusion_policy import DiffusionPolicyConfig, make_diffusion_policy
 from networld_jax.baselines.dt import DTConfig, make_dt
+from networld_jax.baselines.imagined_actor import ImaginedActorConfig, make_imagined_actor
 from networld_jax.baselines.iql import IQLConfig, make_iql
 from networld_jax.baselines.multi_task_bc import (
     MultiTaskBCConfig,
@@ -27,6 +28,7 @@ BASELINES = {
     "ma_dd": make_dd,
     "diffusion_policy": make_diffusion_policy,
     "multi_task_bc": make_multi_task_bc,
+    "imagined_actor": make_imagined_actor,
 }
 """Name -> factory(spec, config) -> Baseline. The single-task ancestor MA-CDMP is `PRESETS["ma_cdmp"]` instead."""
 
@@ -42,6 +44,7 @@ DEFAULTS: dict[str, BaselineConfig] = {
     "ma_dd": DDConfig(),
     "diffusion_policy": DiffusionPolicyConfig(),
     "multi_task_bc": MultiTaskBCConfig(),
+    "imagined_actor": ImaginedActorConfig(),
 }
 """Name -> the factory's configuration at the scale of 2 CPU cores; its class is the one the factory takes."""
 
@@ -57,6 +60,7 @@ __all__ = [
     "DTConfig",
     "DiffusionPolicyConfig",
     "IQLConfig",
+    "ImaginedActorConfig",
     "MultiTaskBCConfig",
     "Pretraining",
     "RewardConfig",
@@ -66,6 +70,7 @@ __all__ = [
     "make_diffusion_policy",
     "make_dt",
     "make_filtered_bc",
+    "make_imagined_actor",
     "make_iql",
     "make_multi_task_bc",
     "make_pretraining",

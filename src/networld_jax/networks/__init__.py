@@ -1,4 +1,5 @@
-"""Networks: temporal U-Net and return classifier, scenario encoder, inverse dynamics, decision transformer.
+"""Networks: temporal U-Net and return classifier, scenario encoder, inverse dynamics, decision transformer, the
+dynamics of a whole network of agents.
 
 The only package that knows flax.linen. Modules take arrays with any leading axes (`[B]`, `[B, N]`, ...).
 """
@@ -12,6 +13,7 @@ from networld_jax.networks.dense import (
     apply_twins,
     init_twins,
 )
+from networld_jax.networks.graph import GraphDynamics, within_two_hops
 from networld_jax.networks.temporal import (
     NUM_GROUPS,
     ConditionMLP,
@@ -36,6 +38,7 @@ __all__ = [
     "ConditionMLP",
     "Conv",
     "DecisionTransformer",
+    "GraphDynamics",
     "InverseDynamics",
     "ObservationDecoder",
     "ResidualBlock",
@@ -51,4 +54,5 @@ __all__ = [
     "group_norm",
     "init_twins",
     "mish",
+    "within_two_hops",
 ]

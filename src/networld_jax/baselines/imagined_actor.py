@@ -1,0 +1,201 @@
+"""Imagined actor: a decentralised policy trained by gradients through a learned simulator of the whole network.
+
+    first `model_fraction` of the updates:  fit several simulators (`graph_dynamics`); clone the data (as MA-BC)
+    the rest:      maximise  E sum_h gamma^h mean_i r_i  -  anchor E |a - a_clone|^2 / var(a)
+
+over `horizon` imagined steps from states of the data, in which *every* agent follows the actor: the return is that of
+a population of its own kind. A return in the data is that of a mixed population, and says that asking for more pays
+where the others ask for little (docs/experiments.md, E28 and E29). What neighbours hear is the same quantised message
+as everywhere, and gradients pass through it. Whole steps are drawn from the simulator (straight-through), from a
+member picked at random per update. The anchor keeps the actor where the data are (Fujimoto & Gu 2021); gradients
+through a model: SVG (Heess et al. 2015), Dreamer (Hafner et al. 2020).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from networld_envs.types import TaskSpec
+from networld_jax import action_heads, graph_dynamics, training
+from networld_jax.baselines import inputs
+from networld_jax.baselines.bc import BCConfig, make_bc
+from networld_jax.baselines.transitions import transitions
+from networld_jax.baselines.types import Baseline, BaselineConfig, require, require_positive
+from networld_jax.graph_dynamics import ObsBins, straight_through
+from networld_jax.losses import masked_mean
+from networld_jax.mean_field import mean_field, quantise
+from networld_jax.normalisation import normalise_obs
+from networld_jax.planning import PolicyParams
+from networld_jax.types import Segments, TrainState, Trajectories
+from networld_jax.windows import sample_segments
+
+
+@dataclasses.dataclass(frozen=True)
+class ImaginedActorConfig(BaselineConfig):
+    """Simulator, imagination and anchor."""
+
+    discount: float = 0.99  # per imagined step
+    model_fraction: float = 0.5  # of the updates; after them the clone is frozen and the actor learns
+    num_members: int = 2  # simulators, each from its own initial weights
+    model_hidden: int = 128
+    model_rounds: int = 2  # of messages inside a simulator
+    model_weight_decay: float = 1e-2
+    num_obs_bins: int = 26  # per observation entry
+    horizon: int = 16  # imagined steps
+    num_imagined: int = 48  # networks imagined per update
+    actor_learning_rate: float = 3e-4
+    anchor: float = 0.05  # weight of the squared distance to the clone, against standardised reward per step
+
+    def __post_init__(self):
+        super().__post_init__()
+        counts = ("num_members", "model_hidden", "horizon", "num_imagined")
+        require(self, 1, float("inf"), *counts)
+        require(self, 2, float("inf"), "num_obs_bins")
+        require(self, 0, float("inf"), "model_rounds", "model_weight_decay", "anchor")
+        require(self, 0.0, 1.0, "model_fraction")
+        require_positive(self, "actor_learning_rate")
+
+
+@struct.dataclass
+class Data:
+    """Trajectories and the bins of their observations."""
+
+    trajectories: Trajectories
+    bins: ObsBins
+
+
+class Batch(NamedTuple):
+    """Joint steps to learn from and to start from."""
+
+    segments: Segments  # of one step
+    bins: ObsBins
+
+
+def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline:
+    """The imagined actor as a Baseline."""
+    delay = spec.message_delay_steps
+    model_updates = max(1, round(config.model_fraction * config.num_updates))
+    actor_updates = max(1, config.num_updates - model_updates)
+    simulator = graph_dynamics.make_simulator(spec, config.num_obs_bins, config.model_hidden, config.model_rounds)
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(BaselineConfig)}
+    clone = make_bc(spec, BCConfig(**shared | {"num_updates": model_updates}))
+    rate = training.learning_rate_schedule
+    optimisers = {
+        "simulator": training.make_optimiser(
+            rate(config.learning_rate, config.num_updates), weight_decay=config.model_weight_decay
+        ),
+        "actor": training.make_optimiser(rate(config.actor_learning_rate, actor_updates)),
+    }
+
+    def mean_action(params, stats, features):
+        net = action_heads.network(spec, stats, config.hidden)
+        logits = action_heads.add_prior(net.apply({"params": params}, features), stats)
+        return action_heads.decode_mean(logits, stats)
+
+    def executed(action):
+        """What the environment makes of an action [..., A]."""
+        if spec.action_kind != "integer":
+            return action
+        leading = tuple(range(action.ndim - 1))
+        low, high = (jnp.expand_dims(jnp.asarray(end), leading) for end in (spec.action_low, spec.action_high))
+        return straight_through(jnp.clip(jnp.round(action), low, high), action)
+
+    def imagine(actor, params, batch: Batch, stats, key):
+        """(mean standardised reward, mean squared distance to the clone) of the actor's imagined steps."""
+        segments = batch.segments
+        start_key, member_key, step_key = jax.random.split(key, 3)
+        count = segments.reward.shape[0]
+        rows = jax.random.choice(start_key, count, (min(config.num_imagined, count),), replace=False)
+        cut = lambda x: normalise_obs(jnp.swapaxes(x[rows], 1, 2)[:, 0], stats)  # noqa: E731
+        obs, heard = cut(segments.obs), cut(segments.message_obs)
+        adjacency, mask = segments.adjacency[rows], segments.agent_mask[rows]
+        member = graph_dynamics.choose_member(member_key, params["simulator"])
+        in_flight = jnp.broadcast_to(heard[None], (delay, *heard.shape))
+
+        def step(carry, key):
+            obs, in_flight = carry
+            message = straight_through(quantise(obs, config.message_bits, config.message_range), obs)
+            if delay:
+                arrived, in_flight = in_flight[0], jnp.concatenate([in_flight[1:], message[None]])
+            else:
+                arrived = message
+            features = inputs.features(config, obs, mean_field(arrived, adjacency))
+            action = mean_action(actor, stats, features)
+            cloned = jax.lax.stop_gradient(mean_action(params["clone"], stats, features))
+            apart = graph_dynamics.standardise_action(action, stats) - graph_dynamics.standardise_action(cloned, stats)
+            obs, reward = simulator.step(key, member, batch.bins, stats, obs, executed(action), adjacency)
+            return (obs, in_flight), (masked_mean(reward, mask), masked_mean((apart**2).mean(-1), mask))
+
+        _, (reward, distance) = jax.lax.scan(step, (obs, in_flight), jax.random.split(step_key, config.horizon))
+        weight = config.discount ** jnp.arange(config.horizon)
+        return (reward * weight).sum() / weight.sum(), distance.mean()
+
+    def prepare(trajectories, stats):
+        return Data(trajectories, graph_dynamics.observation_bins(trajectories, stats, config.num_obs_bins)), stats
+
+    def sample(key, data: Data, stats):
+        del stats
+        joint = max(1, config.batch_size // spec.max_agents)
+        return Batch(sample_segments(key, data.trajectories, joint, 1, delay), data.bins)
+
+    def init(key, stats):
+        simulator_key, clone_key = jax.random.split(key)
+        start = clone.init(clone_key, stats)
+        params = {
+            "simulator": jax.vmap(simulator.init)(jax.random.split(simulator_key, config.num_members)),
+            "clone": start.params,
+            "actor": jax.tree.map(jnp.array, start.params),
+        }
+        opt_state = {name: optimiser.init(params[name]) for name, optimiser in optimisers.items()}
+        opt_state["clone"] = start.opt_state
+        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.array, params), opt_state)
+
+    def update(key, state: TrainState, batch: Batch, stats):
+        def learn_clone(params, opt_state):
+            before = TrainState(state.step, params["clone"], state.ema_params["clone"], opt_state["clone"])
+            after, metrics = clone.update(key, before, transitions(batch.segments, stats), stats)
+            zero = jnp.float32(0.0)
+            metrics = {"loss": metrics["loss"], "imagined_reward": zero, "distance": zero}
+            params = params | {"clone": after.params, "actor": after.params}
+            return params, opt_state | {"clone": after.opt_state}, metrics
+
+        def learn_actor(params, opt_state):
+            def loss_fn(actor):
+                reward, distance = imagine(actor, params, batch, stats, key)
+                loss = config.anchor * distance - reward
+                return loss, {"loss": loss, "imagined_reward": reward, "distance": distance}
+
+            actor, inner, metrics = training.descend(
+                loss_fn, params["actor"], optimisers["actor"], opt_state["actor"]
+            )
+            return params | {"actor": actor}, opt_state | {"actor": inner}, metrics
+
+        def simulator_loss(members):
+            losses, metrics = jax.vmap(lambda p: simulator.loss(p, batch.bins, stats, batch.segments))(members)
+            return losses.sum(), jax.tree.map(jnp.mean, metrics)
+
+        is_clone = state.step < model_updates
+        params, opt_state, metrics = jax.lax.cond(is_clone, learn_clone, learn_actor, state.params, state.opt_state)
+        simulators, inner, errors = training.descend(
+            simulator_loss, params["simulator"], optimisers["simulator"], opt_state["simulator"]
+        )
+        params, opt_state = params | {"simulator": simulators}, opt_state | {"simulator": inner}
+        ema = training.ema_update(state.ema_params, params, state.step, config.ema_decay)
+        return TrainState(state.step + 1, params, ema, opt_state), metrics | errors
+
+    def decide(key, policy_params: PolicyParams, features):
+        del key
+        return mean_action(policy_params.params["actor"], policy_params.stats, features)
+
+    return Baseline(
+        prepare=prepare,
+        init=init,
+        sample=sample,
+        update=update,
+        policy=inputs.memoryless_policy(spec, config, decide),
+    )
