@@ -78,7 +78,8 @@ def test_first_the_clone_then_the_actor(commons):
     """Until the model's share of the updates is over actor and clone are one; then the clone stands still."""
     _, early, _, _ = trained(commons, 8, num_updates=16, hidden=(4,))
     jax.tree.map(np.testing.assert_array_equal, early.params["actor"], early.params["clone"])
-    _, late, _, _ = trained(commons, 16, num_updates=16, hidden=(4,))
+    _, late, _, metrics = trained(commons, 16, num_updates=16, hidden=(4,))
+    np.testing.assert_array_equal(metrics["imagined_reward"] != 0, np.arange(16) >= 8)
     jax.tree.map(np.testing.assert_array_equal, late.params["clone"], early.params["clone"])
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), late.params, early.params)
     assert any(jax.tree.leaves(moved["actor"])) and all(jax.tree.leaves(moved["simulator"]))
