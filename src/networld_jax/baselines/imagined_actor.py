@@ -115,11 +115,12 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
         obs, heard = cut(segments.obs), cut(segments.message_obs)
         adjacency, mask = segments.adjacency[rows], segments.agent_mask[rows]
         member = graph_dynamics.choose_member(member_key, params["simulator"])
-        in_flight = jnp.broadcast_to(heard[None], (delay, *heard.shape))
+        send = lambda obs: straight_through(quantise(obs, config.message_bits, config.message_range), obs)  # noqa: E731
+        in_flight = jnp.broadcast_to(send(heard)[None], (delay, *heard.shape))
 
         def step(carry, key):
             obs, in_flight = carry
-            message = straight_through(quantise(obs, config.message_bits, config.message_range), obs)
+            message = send(obs)
             if delay:
                 arrived, in_flight = in_flight[0], jnp.concatenate([in_flight[1:], message[None]])
             else:
