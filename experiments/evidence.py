@@ -74,10 +74,12 @@ def most_common_size(rows: Sequence[Row], methods: Sequence[str]) -> int:
 def cell(rows: Sequence[Row], task: str, tier: str, method: str, **wanted: Any) -> Cell | None:
     """A method's rows at the end of training, in its best cell on validation (without such rows: with messages and the
     task's label, not a rung of the ladder) and, of several settings, the one with the most seeds (the latest among
-    equals). None without rows."""
+    equals). Data come from as few networks as hold them, unless `wanted` says from how many. None without rows."""
     found = select(rows, task=task, tier=tier, method=method, split="test", **wanted)
     if not found:
         return None
+    if "target_topologies" not in wanted and "target_transitions" in wanted:
+        found = select(found, target_topologies=min(row["target_topologies"] for row in found))
     final = max(row["updates"] for row in found)
     found = [row for row in found if row["updates"] == final]
     groups: dict[tuple, dict[int, Row]] = defaultdict(dict)
@@ -356,10 +358,8 @@ def curve(rows: Sequence[Row], task: str, tier: str, method: str, topologies: bo
         points = sorted({row["target_topologies"] for row in found})
         cells = {n: cell(found, task, tier, method, target_topologies=n) for n in points}
     else:
-        cells = {}
-        for size in sorted({row["target_transitions"] for row in found}):
-            few = min(row["target_topologies"] for row in found if row["target_transitions"] == size)
-            cells[size] = cell(rows, task, tier, method, target_transitions=size, target_topologies=few)
+        sizes = sorted({row["target_transitions"] for row in found})
+        cells = {size: cell(rows, task, tier, method, target_transitions=size) for size in sizes}
     return {point: c.rewards for point, c in cells.items() if c is not None}
 
 

@@ -141,6 +141,16 @@ def test_the_chosen_cell_is_the_best_on_validation_and_has_the_most_seeds():
     assert evidence.cell(found, "rb", "mixed", "absent") is None
 
 
+def test_the_same_data_from_more_networks_is_another_row():
+    """Of the points of the second panel of Fig. 6 only the one with as few networks as hold the data is a control's."""
+    few, many = seeds("networld", -0.8, size=1000), seeds("networld", -0.7, size=1000, target_topologies=10)
+    for found in (few + many, many + few):
+        chosen = evidence.cell(found, "rb", "mixed", "networld", target_transitions=1000)
+        assert {r["target_topologies"] for r in chosen.rows} == {4}
+        chosen = evidence.cell(found, "rb", "mixed", "networld", target_transitions=1000, target_topologies=10)
+        assert {r["target_topologies"] for r in chosen.rows} == {10}
+
+
 def test_without_validation_a_rung_of_the_ladder_is_not_the_headline():
     rungs = [*seeds("ma_dd", -0.9, obs_set="own", label="own"), *seeds("ma_dd", -0.8, label="own")]
     for found in (seeds("ma_dd", -0.7) + rungs, rungs + seeds("ma_dd", -0.7)):

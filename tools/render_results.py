@@ -55,7 +55,7 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     for name in ("guidance", "planning", "training"):
         variants = tuple(config.groups[name].methods)
         for task in tasks:
-            size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), ("networld_scratch",))
+            size = evidence.headline_size(found, task, "mixed", headline)
             if text := evidence.against_table(found, task, "mixed", variants, "networld_scratch", size):
                 parts += [f"### {name}: {text}"]
     parts += ["## Do four act better than one?\n", ENSEMBLES]
