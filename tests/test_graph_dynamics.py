@@ -122,7 +122,7 @@ def test_the_simulator_learns_what_an_action_does():
     step = jax.jit(simulator.step)
 
     def imagined(action):
-        draws = [step(jax.random.key(k), params, bins, stats, obs, action, graph)[0] for k in range(20)]
+        draws = [step(jax.random.key(k), params, bins, stats, obs, action, graph)[0] for k in range(10)]
         return np.mean([raw(drawn, stats) for drawn in draws], 0)
 
     moved = (imagined(push + 0.2) - imagined(push - 0.2)).mean((0, 1))
