@@ -113,3 +113,8 @@ def test_targets_get_no_gradient_and_half_precision_logits_are_read_in_float32()
 def test_degenerate_bins_are_refused(low, high, num_bins):
     with pytest.raises(ValueError, match=r"low must be below high|num_bins must be at least 2"):
         transforms.symexp_bins(low, high, num_bins)
+
+
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
+    value, slope = jax.value_and_grad(lambda x: transforms.straight_through(jnp.round(x), 3.0 * x))(1.4)
+    assert value == 1.0 and slope == 3.0

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from networld_envs.types import TaskSpec
 from networld_jax import networks
-from networld_jax.transforms import from_two_hot, two_hot_cross_entropy
-from networld_jax.types import TaskStats
+from networld_jax.transforms import component_cross_entropy, component_means
+from networld_jax.types import Params, TaskStats
 
 
 def network(spec: TaskSpec, stats: TaskStats, hidden: tuple[int, ...]) -> networks.InverseDynamics:
@@ -25,15 +25,21 @@ def add_prior(logits: jax.Array, stats: TaskStats) -> jax.Array:
     return logits + jnp.expand_dims(stats.action_log_histogram, tuple(range(logits.ndim - 2)))
 
 
+def predict(
+    spec: TaskSpec, stats: TaskStats, hidden: tuple[int, ...], params: Params, features: jax.Array
+) -> jax.Array:
+    """Logits [..., A, M] of a clone with weights `params` of `network`, the prior included, at features [..., F]."""
+    return add_prior(network(spec, stats, hidden).apply({"params": params}, features), stats)
+
+
 def losses(logits: jax.Array, action: jax.Array, stats: TaskStats) -> jax.Array:
     """Two-hot cross-entropy, mean over components: logits [..., A, M], action [..., A] -> [...]."""
-    per_component = jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)
-    return per_component(logits, action, stats.action_bins).mean(-1)
+    return component_cross_entropy(logits, action, stats.action_bins).mean(-1)
 
 
 def decode_mean(logits: jax.Array, stats: TaskStats) -> jax.Array:
     """Probability-weighted mean of the bins, [..., A, M] -> [..., A]."""
-    return jax.vmap(from_two_hot, in_axes=(-2, 0), out_axes=-1)(logits, stats.action_bins)
+    return component_means(logits, stats.action_bins)
 
 
 def decode_quantile(logits: jax.Array, stats: TaskStats, quantile: float) -> jax.Array:

@@ -14,7 +14,7 @@ from networld_jax.labels import LABELS
 from networld_jax.mean_field import mean_field, quantise
 from networld_jax.noise_levels import disturb
 from networld_jax.schedules import NoiseSchedule
-from networld_jax.transforms import two_hot_cross_entropy
+from networld_jax.transforms import straight_through, two_hot_cross_entropy
 from networld_jax.types import LossConfig, Params, Segments, TaskStats
 
 Stats = Mapping[str, TaskStats]
@@ -52,7 +52,7 @@ def encode_segments(
     z = world_model.encode(params, stats, task, segments.obs)
     heard = world_model.encode(params, stats, task, segments.message_obs)
     if config.message_bits:
-        heard += jax.lax.stop_gradient(quantise(heard, config.message_bits, config.message_range) - heard)
+        heard = straight_through(quantise(heard, config.message_bits, config.message_range), heard)
     m = mean_field(jnp.swapaxes(heard, 1, 2), segments.adjacency[:, None])  # over N, per step
     return z, jnp.swapaxes(m, 1, 2)
 

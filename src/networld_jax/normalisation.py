@@ -28,6 +28,16 @@ def present_rows(trajectories: Trajectories, field: str) -> np.ndarray:
     return values[np.broadcast_to(present, values.shape[:3])]
 
 
+def thinned(rows: np.ndarray) -> np.ndarray:
+    """Every k-th of many rows: enough for a histogram or quantiles."""
+    return rows[:: max(1, len(rows) // 50_000)]
+
+
+def two_hot_histogram(rows: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """Mean two-hot weights [C, M] of rows [R, C] over bins [C, M]."""
+    return np.asarray(jax.vmap(two_hot, in_axes=(1, 0))(jnp.asarray(rows), jnp.asarray(bins))).mean(1)
+
+
 def action_bins(trajectories: Trajectories, spec: TaskSpec, num_bins: int) -> np.ndarray:
     """Two-hot bin centres [A, M] per action component.
 
@@ -60,9 +70,7 @@ def task_stats(
     squashed = host_symlog(rows)
     rewards = present_rows(trajectories, "reward")
     bins = action_bins(trajectories, spec, model.num_action_bins)
-    actions = present_rows(trajectories, "action")
-    actions = actions[:: max(1, len(actions) // 50_000)]
-    histogram = np.asarray(jax.vmap(two_hot, in_axes=(1, 0))(jnp.asarray(actions), jnp.asarray(bins))).mean(1)
+    histogram = two_hot_histogram(thinned(present_rows(trajectories, "action")), bins)
     mean, std = {}, {}
     for name, label_fn in LABELS.items():
         values = _all_labels(trajectories, lambda segments, f=label_fn: f(segments, discount), model.horizon)
@@ -132,8 +140,24 @@ def _all_labels(trajectories: Trajectories, label_fn: Callable[[Segments], jax.A
     return np.concatenate(values)
 
 
-def action_std(stats: TaskStats) -> jax.Array:
-    """Standard deviation [A] of the data's actions, out of their two-hot histogram."""
+def action_moments(stats: TaskStats) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation [A] of the data's actions, out of their two-hot histogram."""
     probabilities = jax.nn.softmax(stats.action_log_histogram, -1)
     mean = jnp.sum(probabilities * stats.action_bins, -1, keepdims=True)
-    return jnp.sqrt(jnp.sum(probabilities * (stats.action_bins - mean) ** 2, -1))
+    return mean[:, 0], jnp.sqrt(jnp.sum(probabilities * (stats.action_bins - mean) ** 2, -1))
+
+
+def action_std(stats: TaskStats) -> jax.Array:
+    """Standard deviation [A] of the data's actions."""
+    return action_moments(stats)[1]
+
+
+def standardise_action(action: jax.Array, stats: TaskStats) -> jax.Array:
+    """Actions [..., A] with the data's mean 0 and standard deviation 1."""
+    mean, std = (jnp.expand_dims(moment, tuple(range(action.ndim - 1))) for moment in action_moments(stats))
+    return (action - mean) / std
+
+
+def standardise_reward(reward: jax.Array, stats: TaskStats) -> jax.Array:
+    """Rewards with the data's mean 0 and standard deviation 1."""
+    return (reward - stats.reward_mean) / stats.reward_std

@@ -143,5 +143,21 @@ def two_hot_cross_entropy(logits: jax.Array, y: jax.Array, bins: jax.Array) -> j
     return -(target * jax.nn.log_softmax(_at_least_float32(logits), axis=-1)).sum(-1)
 
 
+def component_cross_entropy(logits: jax.Array, y: jax.Array, bins: jax.Array) -> jax.Array:
+    """`two_hot_cross_entropy` of every component over bins of its own: logits [..., C, M], y [..., C], bins [C, M] ->
+    nats [..., C]."""
+    return jax.vmap(two_hot_cross_entropy, in_axes=(-2, -1, 0), out_axes=-1)(logits, y, bins)
+
+
+def component_means(logits: jax.Array, bins: jax.Array) -> jax.Array:
+    """`from_two_hot` of every component over bins of its own: logits [..., C, M], bins [C, M] -> [..., C]."""
+    return jax.vmap(from_two_hot, in_axes=(-2, 0), out_axes=-1)(logits, bins)
+
+
+def straight_through(exact: jax.Array, smooth: jax.Array) -> jax.Array:
+    """The value of `exact` with the gradient of `smooth` (rounding, quantising, drawing)."""
+    return smooth + jax.lax.stop_gradient(exact - smooth)
+
+
 def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -75,9 +75,8 @@ def _make(spec: TaskSpec, config: AdvantageBCConfig, conditioned: bool) -> Basel
     value_updates = round(config.value_fraction * config.num_updates)
 
     def logits(params, stats, features, advantage):
-        network = action_heads.network(spec, stats, config.hidden)
         seen = jnp.concatenate([features, advantage[:, None]], -1) if conditioned else features
-        return action_heads.add_prior(network.apply({"params": params["policy"]}, seen), stats)
+        return action_heads.predict(spec, stats, config.hidden, params["policy"], seen)
 
     def prepare(trajectories, stats):
         return returns.label_steps(trajectories, stats, config.label, config.discount, config.return_steps)

@@ -45,8 +45,7 @@ def make_bc(spec: TaskSpec, config: BCConfig) -> Baseline:
     optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
 
     def logits(params, stats, features):
-        network = action_heads.network(spec, stats, config.hidden)
-        return action_heads.add_prior(network.apply({"params": params}, features), stats)
+        return action_heads.predict(spec, stats, config.hidden, params, features)
 
     def init(key, stats):
         example = jnp.zeros((1, inputs.input_dim(spec, config)))

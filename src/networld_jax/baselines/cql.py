@@ -30,6 +30,7 @@ from networld_jax import networks, training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, DiscountConfig, require, require_positive
 from networld_jax.losses import masked_mean
+from networld_jax.normalisation import standardise_reward
 from networld_jax.planning import PolicyParams
 from networld_jax.types import TrainState, Transitions
 
@@ -81,7 +82,7 @@ def conservative_gap(
 
 def td_target(rows: Transitions, stats, next_value: jax.Array, discount: float) -> jax.Array:
     """r + gamma (1 - terminated) V(o') with the standardised reward, [B]; no gradient."""
-    reward = (rows.reward - stats.reward_mean) / stats.reward_std
+    reward = standardise_reward(rows.reward, stats)
     return jax.lax.stop_gradient(reward + discount * (1.0 - rows.terminated) * next_value)
 
 

@@ -29,6 +29,7 @@ from networld_jax import action_heads, networks, training
 from networld_jax.baselines import actions, inputs, returns
 from networld_jax.baselines.types import Baseline, RewardConfig, require, require_positive
 from networld_jax.losses import masked_mean
+from networld_jax.normalisation import standardise_reward
 from networld_jax.planning import PolicyParams, exchange, init_messages
 from networld_jax.windows import sample_places, windows
 
@@ -217,7 +218,7 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
         features, hearing = inputs.hear(config, stats, carry.hearing, obs, adjacency)
         reward, shares = earned(carry, adjacency)
         now = carry.t % stats.extra["sub_episode_steps"]
-        standard = (reward - stats.reward_mean) / stats.reward_std
+        standard = standardise_reward(reward, stats)
         to_go = jnp.where(now == 0, stats.extra["target_return"], carry.to_go - standard / stats.extra["return_scale"])
         push = lambda old, new: jnp.concatenate([old[:, 1:], new[:, None]], axis=1)  # noqa: E731
         num_agents = obs.shape[0]

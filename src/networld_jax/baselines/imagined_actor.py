@@ -14,25 +14,22 @@ through a model: SVG (Heess et al. 2015), Dreamer (Hafner et al. 2020).
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from networld_envs.types import TaskSpec
 from networld_jax import action_heads, graph_dynamics, training
 from networld_jax.baselines import inputs
 from networld_jax.baselines.bc import BCConfig, make_bc
-from networld_jax.baselines.transitions import transitions
+from networld_jax.baselines.transitions import sample_joint_steps, transitions
 from networld_jax.baselines.types import Baseline, BaselineConfig, require, require_positive
-from networld_jax.graph_dynamics import ObsBins, straight_through
 from networld_jax.losses import masked_mean
 from networld_jax.mean_field import mean_field, quantise
-from networld_jax.normalisation import normalise_obs
-from networld_jax.planning import PolicyParams
-from networld_jax.types import Segments, TrainState, Trajectories
-from networld_jax.windows import sample_segments
+from networld_jax.normalisation import normalise_obs, standardise_action
+from networld_jax.planning import MessageBuffer, PolicyParams, exchange
+from networld_jax.transforms import straight_through
+from networld_jax.types import Segments, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +58,6 @@ class ImaginedActorConfig(BaselineConfig):
         require_positive(self, "actor_learning_rate")
 
 
-@struct.dataclass
-class Data:
-    """Trajectories and the bins of their observations."""
-
-    trajectories: Trajectories
-    bins: ObsBins
-
-
-class Batch(NamedTuple):
-    """Joint steps to learn from and to start from."""
-
-    segments: Segments  # of one step
-    bins: ObsBins
-
-
 def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline:
     """The imagined actor as a Baseline."""
     delay = spec.message_delay_steps
@@ -93,8 +75,7 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
     }
 
     def mean_action(params, stats, features):
-        net = action_heads.network(spec, stats, config.hidden)
-        logits = action_heads.add_prior(net.apply({"params": params}, features), stats)
+        logits = action_heads.predict(spec, stats, config.hidden, params, features)
         return action_heads.decode_mean(logits, stats)
 
     def executed(action):
@@ -105,9 +86,8 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
         low, high = (jnp.expand_dims(jnp.asarray(end), leading) for end in (spec.action_low, spec.action_high))
         return straight_through(jnp.clip(jnp.round(action), low, high), action)
 
-    def imagine(actor, params, batch: Batch, stats, key):
+    def imagine(actor, params, segments: Segments, stats, key):
         """(mean standardised reward, mean squared distance to the clone) of the actor's imagined steps."""
-        segments = batch.segments
         start_key, member_key, step_key = jax.random.split(key, 3)
         count = segments.reward.shape[0]
         rows = jax.random.choice(start_key, count, (min(config.num_imagined, count),), replace=False)
@@ -116,33 +96,28 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
         adjacency, mask = segments.adjacency[rows], segments.agent_mask[rows]
         member = graph_dynamics.choose_member(member_key, params["simulator"])
         send = lambda obs: straight_through(quantise(obs, config.message_bits, config.message_range), obs)  # noqa: E731
-        in_flight = jnp.broadcast_to(send(heard)[None], (delay, *heard.shape))
+        on_the_way = MessageBuffer(jnp.broadcast_to(send(heard)[None], (delay, *heard.shape)), jnp.int32(1))
 
         def step(carry, key):
-            obs, in_flight = carry
-            message = send(obs)
-            if delay:
-                arrived, in_flight = in_flight[0], jnp.concatenate([in_flight[1:], message[None]])
-            else:
-                arrived = message
+            obs, on_the_way = carry
+            arrived, on_the_way = exchange(on_the_way, send(obs))
             features = inputs.features(config, obs, mean_field(arrived, adjacency))
             action = mean_action(actor, stats, features)
             cloned = jax.lax.stop_gradient(mean_action(params["clone"], stats, features))
-            apart = graph_dynamics.standardise_action(action, stats) - graph_dynamics.standardise_action(cloned, stats)
-            obs, reward = simulator.step(key, member, batch.bins, stats, obs, executed(action), adjacency)
-            return (obs, in_flight), (masked_mean(reward, mask), masked_mean((apart**2).mean(-1), mask))
+            apart = standardise_action(action, stats) - standardise_action(cloned, stats)
+            obs, reward = simulator.step(key, member, stats, obs, executed(action), adjacency)
+            return (obs, on_the_way), (masked_mean(reward, mask), masked_mean((apart**2).mean(-1), mask))
 
-        _, (reward, distance) = jax.lax.scan(step, (obs, in_flight), jax.random.split(step_key, config.horizon))
+        _, (reward, distance) = jax.lax.scan(step, (obs, on_the_way), jax.random.split(step_key, config.horizon))
         weight = config.discount ** jnp.arange(config.horizon)
         return (reward * weight).sum() / weight.sum(), distance.mean()
 
     def prepare(trajectories, stats):
-        return Data(trajectories, graph_dynamics.observation_bins(trajectories, stats, config.num_obs_bins)), stats
+        return trajectories, graph_dynamics.with_observation_bins(trajectories, stats, config.num_obs_bins)
 
-    def sample(key, data: Data, stats):
+    def sample(key, trajectories, stats):
         del stats
-        joint = max(1, config.batch_size // spec.max_agents)
-        return Batch(sample_segments(key, data.trajectories, joint, 1, delay), data.bins)
+        return sample_joint_steps(key, trajectories, config.batch_size, delay)
 
     def init(key, stats):
         simulator_key, clone_key = jax.random.split(key)
@@ -156,10 +131,10 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
         opt_state["clone"] = start.opt_state
         return TrainState(jnp.int32(0), params, jax.tree.map(jnp.array, params), opt_state)
 
-    def update(key, state: TrainState, batch: Batch, stats):
+    def update(key, state: TrainState, segments: Segments, stats):
         def learn_clone(params, opt_state):
             before = TrainState(state.step, params["clone"], state.ema_params["clone"], opt_state["clone"])
-            after, metrics = clone.update(key, before, transitions(batch.segments, stats), stats)
+            after, metrics = clone.update(key, before, transitions(segments, stats), stats)
             zero = jnp.float32(0.0)
             metrics = {"loss": metrics["loss"], "imagined_reward": zero, "distance": zero}
             params = params | {"clone": after.params, "actor": after.params}
@@ -167,7 +142,7 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
 
         def learn_actor(params, opt_state):
             def loss_fn(actor):
-                reward, distance = imagine(actor, params, batch, stats, key)
+                reward, distance = imagine(actor, params, segments, stats, key)
                 loss = config.anchor * distance - reward
                 return loss, {"loss": loss, "imagined_reward": reward, "distance": distance}
 
@@ -177,7 +152,7 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
             return params | {"actor": actor}, opt_state | {"actor": inner}, metrics
 
         def simulator_loss(members):
-            losses, metrics = jax.vmap(lambda p: simulator.loss(p, batch.bins, stats, batch.segments))(members)
+            losses, metrics = jax.vmap(lambda p: simulator.loss(p, stats, segments))(members)
             return losses.sum(), jax.tree.map(jnp.mean, metrics)
 
         is_clone = state.step < model_updates

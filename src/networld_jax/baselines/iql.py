@@ -105,7 +105,7 @@ def integer_heads(spec: TaskSpec, config: IQLConfig) -> Heads:
         return jax.vmap(lambda table: actions.take(table, actions.action_index(action, stats)))(tables)
 
     def logits(params, stats, features):
-        out = action_heads.add_prior(net(spec, stats, config.hidden).apply({"params": params}, features), stats)
+        out = action_heads.predict(spec, stats, config.hidden, params, features)
         return actions.mask_illegal(out, spec, stats)
 
     def log_prob(params, stats, features, action):

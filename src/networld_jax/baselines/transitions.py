@@ -15,10 +15,15 @@ def sample_transitions(
     key: jax.Array, trajectories: Trajectories, stats: TaskStats, batch_size: int, message_delay: int = 0
 ) -> Transitions:
     """About `batch_size` agent transitions: batch_size / N joint steps with the agent axis folded. Pure."""
-    num_agents = trajectories.reward.shape[-1]
-    joint = max(1, batch_size // num_agents)
-    segments = sample_segments(key, trajectories, joint, 1, message_delay)
-    return transitions(segments, stats)
+    return transitions(sample_joint_steps(key, trajectories, batch_size, message_delay), stats)
+
+
+def sample_joint_steps(
+    key: jax.Array, trajectories: Trajectories, batch_size: int, message_delay: int = 0
+) -> Segments:
+    """Windows of one step of all agents, about `batch_size` agent transitions together. Pure."""
+    joint = max(1, batch_size // trajectories.reward.shape[-1])
+    return sample_segments(key, trajectories, joint, 1, message_delay)
 
 
 def transitions(segments: Segments, stats: TaskStats) -> Transitions:
