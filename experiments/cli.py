@@ -64,7 +64,7 @@ STAGES = {
     ),
     "baselines": Stage(
         "experiments.baselines",
-        "Trains model-free baselines on the data that adaptation sees.",
+        "Trains baselines on the data that adaptation sees.",
         "small",
         "networld baselines --config=small:rb --workdir=runs/small",
         "reads <workdir>/data",

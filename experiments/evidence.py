@@ -13,7 +13,7 @@ import numpy as np
 from experiments.configs.default import label_of
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
-from experiments.methods import MODEL_FREE, baseline_of, ensemble_of
+from experiments.methods import BASELINE_METHODS, baseline_of, ensemble_of
 from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, best_cell
 from experiments.tables import markdown_table
@@ -144,7 +144,7 @@ def settings_tried(rows: Sequence[Row], task: str, tier: str, method: str) -> in
     may have won. Variants count for the method that they are variants of, all of NetWorld's as one."""
 
     def family(name):
-        if name in MODEL_FREE:
+        if name in BASELINE_METHODS:
             return baseline_of(name)
         return name if name in ("ma_cdmp", "paper_reading") else OURS
 
@@ -323,13 +323,13 @@ def ensemble_table(
     for task in tasks:
         found = headline_cells(rows, task, tier, methods, (*singles, *map(ensemble_of, singles)))
         fours = {name: found[ensemble_of(name)] for name in singles if ensemble_of(name) in found}
-        rivals = [four for name, four in fours.items() if name in MODEL_FREE]
+        rivals = [four for name, four in fours.items() if name in BASELINE_METHODS]
         rule = cell(rows, task, "none", ANCHORS[task][1])
         if not rivals or rule is None:
             continue
         best = max(rivals, key=lambda c: c.rewards.mean())
         for name, four in fours.items():
-            if name in MODEL_FREE or name not in found:
+            if name in BASELINE_METHODS or name not in found:
                 continue
             minus = [signed(statistics.paired_interval(four.rewards, c.rewards)) for c in (found[name], best, rule)]
             lines.append(

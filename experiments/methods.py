@@ -22,7 +22,7 @@ class Method:
     """How a row comes about."""
 
     note: str  # one phrase for the tables
-    kind: str  # "world model", "model-free" (a baseline of networld_jax.baselines), "rule", "behaviour", "ceiling"
+    kind: str  # "world model", "baseline" (a baseline of networld_jax.baselines), "rule", "behaviour", "ceiling"
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # dotted configuration field -> value
     preset: str = ""  # start from this preset of networld_jax.presets instead of `small`
     cell: tuple[str, str] | None = None  # (obs_set, label) where the method fixes them
@@ -208,23 +208,23 @@ def ensembles(singles: Mapping[str, Method]) -> dict[str, Method]:
 ENSEMBLED = ("networld_scratch", "networld", "scratch_decay_1")  # world models that also act in fours
 ENSEMBLES = ensembles({name: (NETWORLD | ABLATIONS)[name] for name in ENSEMBLED})
 
-VARIANT_OF = {  # model-free variant -> the entry of BASELINES behind it
+VARIANT_OF = {  # variant of a baseline -> the entry of BASELINES behind it
     "ma_dd_clean": "ma_dd",
     "ma_dd_aware": "ma_dd",
     **{ensemble_of(name): name for name in BASELINES},
 }
 
-BARE = {name: Method(f"baseline {name}", "model-free") for name in BASELINES}
-MODEL_FREE = {
+BARE = {name: Method(f"baseline {name}", "baseline") for name in BASELINES}
+BASELINE_METHODS = {
     **BARE,
     "ma_dd_clean": Method(
         "ma_dd with an inverse model trained without noise",
-        "model-free",
+        "baseline",
         {"baselines.ma_dd.inverse_dynamics_noise": 0.0},
     ),
     "ma_dd_aware": Method(
         "ma_dd with a noise-aware inverse model, decoded at networld's s",
-        "model-free",
+        "baseline",
         {"baselines.ma_dd.noise_aware": True},
     ),
     **ensembles(BARE),
@@ -232,7 +232,7 @@ MODEL_FREE = {
 
 
 def baseline_of(method: str) -> str:
-    """The entry of BASELINES behind a model-free method's name."""
+    """The entry of BASELINES behind a baseline's name."""
     return VARIANT_OF.get(method, method)
 
 CEILING = {"simulator_planner": Method("one-step lookahead in the true simulator over the best rule", "ceiling")}
@@ -259,4 +259,4 @@ def table(config: ml_collections.ConfigDict) -> dict[str, Method]:
         )
     }
     shared = NETWORLD | CONTROLS | longer | joint | single_source(tuple(config.tasks)) | ENSEMBLES
-    return shared | ABLATIONS | MODEL_FREE | CEILING
+    return shared | ABLATIONS | BASELINE_METHODS | CEILING

@@ -209,7 +209,7 @@ class Queue:
             "behaviour": self.behaviour,
             "ceiling": self.ceiling,
             "world model": functools.partial(self.learned, self.world_model),
-            "model-free": functools.partial(self.learned, self.model_free),
+            "baseline": functools.partial(self.learned, self.baseline),
         }
         return kinds[self.kind(run)](run, config)
 
@@ -317,11 +317,11 @@ class Queue:
         seconds = {"shared_seconds": shared_seconds, "train_seconds": train_loop.read_seconds(model.parent)}
         return Learned(policy, planning.PolicyParams(params, stats[run.task]), seconds)
 
-    def model_free(self, run: Run, config: ml_collections.ConfigDict) -> Learned:
+    def baseline(self, run: Run, config: ml_collections.ConfigDict) -> Learned:
         """A baseline of networld_jax.baselines on the same data."""
         started = time.monotonic()
         self.data(config, run.task)
-        trunk = self.trunk(config) if is_pretrained(config, run, "model-free") else None
+        trunk = self.trunk(config) if is_pretrained(config, run, "baseline") else None
         shared_seconds = time.monotonic() - started
         c = config.baselines
         train_loop.check_updates(c, "baselines")
@@ -370,7 +370,7 @@ def _digest(*parts: Any) -> str:
 
 # ---------------------------------------------------------------------------------------------------- the command
 
-SECONDS = {"rule": 15.0, "behaviour": 20.0, "ceiling": 300.0, "world model": 75.0, "model-free": 30.0}
+SECONDS = {"rule": 15.0, "behaviour": 20.0, "ceiling": 300.0, "world model": 75.0, "baseline": 30.0}
 """Assumed cost of a run without a finished one like it (2 CPU cores, preset small)."""
 
 

@@ -119,7 +119,7 @@ def method_runs(
 
 def round_updates(config: ml_collections.ConfigDict, method: Method, share: float) -> int:
     """A share of the updates as whole dispatches."""
-    c = config.baselines if method.kind == "model-free" else config.adapt
+    c = config.baselines if method.kind == "baseline" else config.adapt
     return max(1, round(share * c.num_updates / c.updates_per_dispatch)) * c.updates_per_dispatch
 
 
@@ -138,7 +138,7 @@ def cells(
     if asked == [("best", "best")]:
         asked = [best_cell(finished, task, tier, name) or tuple(config.queue.default_cell)]
     asked = [(obs_set, default.label_of(task) if label == "task" else label) for obs_set, label in asked]
-    if method.kind == "model-free" and "label" not in config.baselines[methods.baseline_of(name)]:
+    if method.kind == "baseline" and "label" not in config.baselines[methods.baseline_of(name)]:
         asked = [(obs_set, "none") for obs_set, _ in asked]
     return list(dict.fromkeys(asked))
 
@@ -179,7 +179,7 @@ def resolve(config: ml_collections.ConfigDict, run: Run) -> ml_collections.Confi
             c.loss.label = run.label
         if run.obs_set == "own":  # no message was ever heard, neither in training nor at run time
             c.loss.message_dropout = c.planner.message_loss = 1.0
-    if method is not None and method.kind == "model-free":
+    if method is not None and method.kind == "baseline":
         section = c.baselines[methods.baseline_of(run.method)]
         section.use_mean_field = run.obs_set == "own+mf"
         if "label" in section and run.label != "none":
@@ -216,11 +216,11 @@ def sections_of(config: ml_collections.ConfigDict, run: Run, kind: str) -> list[
     parts = ["environment", "evaluate"]
     if run.tier != "none":
         parts.append("collect")
-    if kind in ("world model", "model-free"):
+    if kind in ("world model", "baseline"):
         parts.append("ensemble")
     if kind == "world model":
         parts += ["model", "loss", "planner", "adapt"]
-    if kind == "model-free":
+    if kind == "baseline":
         parts += ["baselines.num_updates", f"baselines.{methods.baseline_of(run.method)}"]
     return [*parts, "pretrain"] if is_pretrained(config, run, kind) else parts
 
@@ -267,7 +267,7 @@ def columns(config: ml_collections.ConfigDict, known: dict[str, Method], run: Ru
     """The `COLUMNS` of the row that a run will leave: its identity but for settings, without resolving it."""
     kind = kind_of(known, run)
     size, updates = (0, 0), 0
-    if kind in ("world model", "model-free"):
+    if kind in ("world model", "baseline"):
         whole = 0 if run.num_steps else config.queue.target_trajectories.get(run.task, 0)
         size = target_size(config.collect, run.task, whole, run.num_steps, run.num_topologies)
         default_updates = config.adapt.num_updates if kind == "world model" else config.baselines.num_updates
@@ -277,7 +277,7 @@ def columns(config: ml_collections.ConfigDict, known: dict[str, Method], run: Ru
 
 def describe(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict, run: Run, kind: str) -> rows.Row:
     """The fields of a row that are known before it runs; `rows.IDENTITY` is among them."""
-    learned = kind in ("world model", "model-free")
+    learned = kind in ("world model", "baseline")
     c = config.adapt
     wanted = (c.num_trajectories, c.num_steps, c.num_topologies)
     transitions, topologies = target_size(config.collect, run.task, *wanted) if learned else (0, 0)

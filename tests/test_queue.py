@@ -402,5 +402,5 @@ def test_chaos_starts_a_queue_of_every_kind():
     started, workdir = parse([*chaos.CONFIGURATIONS["queue"], *chaos.OPTIONS, "--workdir=nowhere"])
     kind = queue.Queue(started, workdir).kind
     kinds = {run.method: kind(run) for run in runs.list_runs(started)}
-    trained = {"ma_bc": "model-free", "networld": "world model", "scratch_w0": "world model"}
+    trained = {"ma_bc": "baseline", "networld": "world model", "scratch_w0": "world model"}
     assert kinds == {"behaviour": "behaviour"} | trained

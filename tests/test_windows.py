@@ -79,7 +79,7 @@ def test_the_longest_possible_window_is_drawn(data):
     assert not np.any(segments.start)
 
 
-def test_transitions_are_the_rows_of_the_model_free_methods(data):
+def test_transitions_are_the_rows_of_the_baselines(data):
     spec = datasets.spec_from_trajectories("line", data)
     stats = normalisation.task_stats(data, spec, WorldModelConfig(horizon=4))
     shown = np.ones((RUNS, STEPS), bool)

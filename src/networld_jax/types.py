@@ -52,7 +52,7 @@ class Segments:
 
 @struct.dataclass
 class Transitions:
-    """Agent transitions with messages, the row format of the model-free baselines. Observations are normalised
+    """Agent transitions with messages, the row format of the baselines. Observations are normalised
     symlog."""
 
     obs: jax.Array  # [B, O]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from networld_envs.types import TaskSpec
+from networld_jax.transforms import straight_through
 from networld_jax.types import TaskStats
 
 EDGE = 1.0 - 1e-5  # scaled actions stay inside +-EDGE, where atanh is finite in float32
@@ -53,6 +54,16 @@ def tanh_gaussian_sample(key: jax.Array, mean: jax.Array, log_std: jax.Array) ->
     x = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
     log_jacobian = 2.0 * (jnp.log(2.0) - x - jax.nn.softplus(-2.0 * x))
     return jnp.tanh(x), gaussian_log_prob(x, mean, log_std) - log_jacobian.sum(-1)
+
+
+def executed(action: jax.Array, spec: TaskSpec) -> jax.Array:
+    """What an environment makes of an action [..., A]: integers are rounded into their range. Gradients pass straight
+    through."""
+    if spec.action_kind != "integer":
+        return action
+    leading = tuple(range(action.ndim - 1))
+    low, high = (jnp.expand_dims(jnp.asarray(end), leading) for end in (spec.action_low, spec.action_high))
+    return straight_through(jnp.clip(jnp.round(action), low, high), action)
 
 
 # ------------------------------------------------------------------------------------------------ factored integers

@@ -31,7 +31,7 @@ from networld_jax.noise_levels import NOISE_LEVELS, disturb, inputs_at_level
 from networld_jax.planning import PolicyParams
 from networld_jax.presets import SAMPLERS
 from networld_jax.schedules import cosine_schedule
-from networld_jax.windows import sample_places, windows
+from networld_jax.windows import windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +105,7 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
         return data.replace(label=label), stats.replace(extra=stats.extra | {"target_return": target})
 
     def sample(key, data: returns.Labelled, stats) -> Windows:
-        runs, starts, num_agents = data.label.shape
-        where = sample_places(key, runs, starts, max(1, config.batch_size // num_agents))
+        where = returns.sample_labelled(key, data, config.batch_size)
         segments = windows(data.trajectories, where, horizon, spec.message_delay_steps)
         fold = lambda x: x.reshape((-1,) + x.shape[2:])  # noqa: E731
         return Windows(

@@ -31,7 +31,7 @@ from networld_jax.baselines.types import Baseline, RewardConfig, require, requir
 from networld_jax.losses import masked_mean
 from networld_jax.normalisation import standardise_reward
 from networld_jax.planning import PolicyParams, exchange, init_messages
-from networld_jax.windows import sample_places, windows
+from networld_jax.windows import windows
 
 REWARD_BYTES = 2  # a neighbour's share of the reward, float16
 PADDED_ACTION = -10.0  # as in the reference; masked anyway
@@ -141,8 +141,7 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
         return data, stats.replace(extra=stats.extra | extra)
 
     def sample(key, data: returns.Labelled, stats) -> Sequences:
-        runs, length, num_agents = data.label.shape
-        where = sample_places(key, runs, length, max(1, config.batch_size // num_agents))
+        where = returns.sample_labelled(key, data, config.batch_size)
         run, last = where[:, :1], where[:, 1:]
         first = last - steps + 1
         segments = windows(data.trajectories, jnp.concatenate([run, first], -1), steps, spec.message_delay_steps)
@@ -151,7 +150,7 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
         valid = (at >= last - last % num_steps).astype(jnp.float32)
         demonstrated = valid * segments.is_demonstration
         fold = lambda x: x.reshape((-1,) + x.shape[2:])  # noqa: E731  [B, N, ...] -> [S, ...]
-        per_agent = lambda x: fold(jnp.repeat(x[:, None], num_agents, axis=1))  # noqa: E731  [B, T] -> [S, T]
+        per_agent = lambda x: fold(jnp.repeat(x[:, None], data.label.shape[-1], axis=1))  # noqa: E731  [B, T] -> [S, T]
         is_real = per_agent(valid) > 0
         return Sequences(
             features=jnp.where(
@@ -233,8 +232,7 @@ def make_dt(spec: TaskSpec, config: DTConfig) -> Baseline:
             weight=jnp.zeros((num_agents, steps)),
         )
         action = action_heads.decode_mean(logits(params, stats, window, window.action)[:, -1], stats)
-        executed = jnp.round(action) if spec.action_kind == "integer" else action
-        remembered = window.action.at[:, -1].set(actions.scale_action(executed, spec, stats))
+        remembered = window.action.at[:, -1].set(actions.scale_action(actions.executed(action, spec), spec, stats))
         carry = carry.replace(
             hearing=hearing,
             shares=shares,

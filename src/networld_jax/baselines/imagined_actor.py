@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from networld_envs.types import TaskSpec
 from networld_jax import action_heads, graph_dynamics, training
-from networld_jax.baselines import inputs
+from networld_jax.baselines import actions, inputs
 from networld_jax.baselines.bc import BCConfig, make_bc
 from networld_jax.baselines.transitions import sample_joint_steps, transitions
 from networld_jax.baselines.types import Baseline, BaselineConfig, require, require_positive
@@ -78,14 +78,6 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
         logits = action_heads.predict(spec, stats, config.hidden, params, features)
         return action_heads.decode_mean(logits, stats)
 
-    def executed(action):
-        """What the environment makes of an action [..., A]."""
-        if spec.action_kind != "integer":
-            return action
-        leading = tuple(range(action.ndim - 1))
-        low, high = (jnp.expand_dims(jnp.asarray(end), leading) for end in (spec.action_low, spec.action_high))
-        return straight_through(jnp.clip(jnp.round(action), low, high), action)
-
     def imagine(actor, params, segments: Segments, stats, key):
         """(mean standardised reward, mean squared distance to the clone) of the actor's imagined steps."""
         start_key, member_key, step_key = jax.random.split(key, 3)
@@ -105,7 +97,7 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
             action = mean_action(actor, stats, features)
             cloned = jax.lax.stop_gradient(mean_action(params["clone"], stats, features))
             apart = standardise_action(action, stats) - standardise_action(cloned, stats)
-            obs, reward = simulator.step(key, member, stats, obs, executed(action), adjacency)
+            obs, reward = simulator.step(key, member, stats, obs, actions.executed(action, spec), adjacency)
             return (obs, on_the_way), (masked_mean(reward, mask), masked_mean((apart**2).mean(-1), mask))
 
         _, (reward, distance) = jax.lax.scan(step, (obs, on_the_way), jax.random.split(step_key, config.horizon))

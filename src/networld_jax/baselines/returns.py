@@ -10,7 +10,7 @@ from flax import struct
 
 from networld_envs.types import TaskSpec
 from networld_jax import normalisation
-from networld_jax.baselines.transitions import sample_transitions, transitions
+from networld_jax.baselines.transitions import num_joint, sample_transitions, transitions
 from networld_jax.baselines.types import BaselineConfig
 from networld_jax.labels import spread_over_neighbourhood
 from networld_jax.types import TaskStats, Trajectories, Transitions
@@ -72,12 +72,17 @@ def transition_sampler(spec: TaskSpec, config: BaselineConfig) -> Callable[..., 
     return sample
 
 
+def sample_labelled(key: jax.Array, labelled: Labelled, batch_size: int) -> jax.Array:
+    """[B, 2] (trajectory, place of its label), so many that about `batch_size` agents' labels are drawn."""
+    runs, places, num_agents = labelled.label.shape
+    return sample_places(key, runs, places, num_joint(batch_size, num_agents))
+
+
 def labelled_sampler(spec: TaskSpec, config: BaselineConfig) -> Callable[..., tuple[Transitions, jax.Array]]:
     """sample(key, labelled, stats) -> (about `batch_size` agent transitions, their labels [B])."""
 
     def sample(key, labelled: Labelled, stats):
-        runs, length, num_agents = labelled.label.shape
-        where = sample_places(key, runs, length, max(1, config.batch_size // num_agents))
+        where = sample_labelled(key, labelled, config.batch_size)
         segments = windows(labelled.trajectories, where, 1, spec.message_delay_steps)
         return transitions(segments, stats), labelled.label[where[:, 0], where[:, 1]].reshape(-1)
 

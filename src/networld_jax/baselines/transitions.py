@@ -1,4 +1,4 @@
-"""Agent transitions with messages, the rows that the model-free baselines learn from."""
+"""Agent transitions with messages, the rows that the baselines learn from."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ def sample_joint_steps(
     key: jax.Array, trajectories: Trajectories, batch_size: int, message_delay: int = 0
 ) -> Segments:
     """Windows of one step of all agents, about `batch_size` agent transitions together. Pure."""
-    joint = max(1, batch_size // trajectories.reward.shape[-1])
-    return sample_segments(key, trajectories, joint, 1, message_delay)
+    return sample_segments(key, trajectories, num_joint(batch_size, trajectories.reward.shape[-1]), 1, message_delay)
+
+
+def num_joint(batch_size: int, num_agents: int) -> int:
+    """Windows of all agents that hold about `batch_size` windows of one agent, at least one."""
+    return max(1, batch_size // num_agents)
 
 
 def transitions(segments: Segments, stats: TaskStats) -> Transitions:
