@@ -13,7 +13,7 @@ import numpy as np
 from experiments.configs.default import label_of
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
-from experiments.methods import BASELINE_METHODS, baseline_of, ensemble_of
+from experiments.methods import BASELINE_METHODS, CEILING, baseline_of, ensemble_of
 from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, best_cell
 from experiments.tables import markdown_table
@@ -157,7 +157,7 @@ def settings_tried(rows: Sequence[Row], task: str, tier: str, method: str) -> in
 def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]) -> str:
     """Every method on one task and tier, best first, with NetWorld's paired difference to it."""
     size = headline_size(rows, task, tier, methods)
-    wanted = [(name, "none", {}) for name in RULES.get(task, ("random", "expert"))]
+    wanted = [(name, "none", {}) for name in (*RULES.get(task, ("random", "expert")), *CEILING)]
     wanted += [(name, tier, {}) for name in ("behaviour", UNPAIRED)]
     wanted += [(name, tier, {"target_transitions": size}) for name in methods]
     cells = [c for name, where, fields in wanted if (c := cell(rows, task, where, name, **fields)) is not None]

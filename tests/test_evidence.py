@@ -233,9 +233,17 @@ def test_figures_need_curves_and_show_them():
 
 
 def test_the_page_holds_every_section():
-    page = render_results.page(FOUND, "small")
-    for part in ("## What is missing", "### rb, mixed data", "transfer shown", "| `ma_bc` |", "on a device; jax 1.2.3"):
+    variants = ["scratch_w0", "scratch_ddim_1", "scratch_h2", "paper_reading"]
+    variants += ["scratch_ensemble", "filtered_bc_ensemble"]
+    found = [*FOUND, *(r for name in variants for r in seeds(name, -0.7)), row("simulator_planner", -0.4, tier="none")]
+    page = render_results.page([*found, *few_shot("networld_finetune_0", -0.95)], "small")
+    parts = ("## What is missing", "### rb, mixed data", "transfer shown", "| `ma_bc` |", "on a device; jax 1.2.3")
+    groups = ("guidance", "planning", "training", "adaptation", "paper_reading")
+    for part in (*parts, *(f"### {group}: rb, mixed" for group in groups), "| `simulator_planner` |"):
         assert part in page, part
+    assert "rb, mixed: 1000 environment" in page.split("### adaptation: ")[1]
+    for name in (*variants, "networld_finetune_0"):
+        assert f"| `{name}` | -0." in page, name
     assert "No run of this preset" in render_results.page(FOUND, "paper")
 
 

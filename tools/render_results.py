@@ -20,8 +20,11 @@ from networld_jax.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
 AXIS = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
-GROUPS = ("headline", "controls", "sizes", "topologies", "curves", "ensembles", "guidance", "planning", "training",
-          "adaptation", "ladder", "ceiling", "paper_reading")  # fmt: skip
+GROUPS = ("headline", "headline_seeds", "controls", "sizes", "topologies", "curves", "ensembles", "guidance",
+          "planning", "training", "adaptation", "ladder", "ceiling", "paper_reading")  # fmt: skip
+ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
+             "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
+"""Groups of variants, and the method that each of them changes in one point."""
 
 
 def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) -> str:
@@ -42,7 +45,7 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     parts += ["\n".join(f"- {evidence.equal_to_clones(found, task, headline)}" for task in tasks) + "\n"]
     parts += ["## Does it transfer?\n", TRANSFER]
     for task in tasks:
-        size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), evidence.FEW_SHOT_ONLY)
+        size = few_shot_size(found, task)
         control = evidence.against_table(found, task, "mixed", evidence.FEW_SHOT, "networld", size)
         parts += [control or f"{task}: no rows yet.\n", f"- {evidence.transfer_verdict(found, task, 'mixed', size)}\n"]
     parts += ["## How much target data does pre-training save?\n", SAVED]
@@ -52,22 +55,31 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
         size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), headline)
         if rungs := evidence.ladder_table(found, task, "mixed", size):
             parts += [f"### From MA-DD to NetWorld: {rungs}"]
-    for name in ("guidance", "planning", "training"):
-        variants = tuple(config.groups[name].methods)
-        for task in tasks:
-            size = evidence.headline_size(found, task, "mixed", headline)
-            if text := evidence.against_table(found, task, "mixed", variants, "networld_scratch", size):
-                parts += [f"### {name}: {text}"]
+    for name, reference in ABLATIONS.items():
+        parts += [f"### {name}: {text}" for text in comparisons(found, config, name, reference)]
     parts += ["## Do four act better than one?\n", ENSEMBLES]
     parts += [evidence.ensemble_table(found, tasks, "mixed", headline, configuration.IN_FOURS)]
-    compared = tuple(config.groups.ensembles.methods)
-    for task in tasks:
-        size = evidence.headline_size(found, task, "mixed", headline)
-        if text := evidence.against_table(found, task, "mixed", compared, "scratch_ensemble", size):
-            parts += [text]
+    parts += comparisons(found, config, "ensembles", "scratch_ensemble")
     parts += ["## What the names mean\n", names(config)]
     parts += [f"\n![{name}](figures/{name}.png)\n" for name in figures]
     return "\n".join(parts)
+
+
+def few_shot_size(found: Sequence[rows.Row], task: str) -> int:
+    """The amount of target data of the controls."""
+    return evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), evidence.FEW_SHOT_ONLY)
+
+
+def comparisons(found: Sequence[rows.Row], config, group: str, reference: str) -> list[str]:
+    """A table per task of a group's methods against one of them, on mixed data: few-shot where the group is, else the
+    headline's amount."""
+    methods, tables = tuple(config.groups[group].methods), []
+    for task in config.tasks:
+        is_few_shot = bool(config.groups[group].sizes)
+        headline = evidence.headline_size(found, task, "mixed", configuration.HEADLINE)
+        size = few_shot_size(found, task) if is_few_shot else headline
+        tables.append(evidence.against_table(found, task, "mixed", methods, reference, size))
+    return [table for table in tables if table]
 
 
 HEAD = """# Results

@@ -147,5 +147,5 @@ def get_config(preset: str = "small") -> ConfigDict:
     ladder = ("ma_dd_clean", "ma_dd", "ma_cdmp", "networld_scratch", "networld_joint", "networld")
     c.groups.ladder = group(ladder, cells=(("own", "own"), ("own+mf", "own"), ("own+mf", "neighbourhood")))
     c.groups.ceiling = group(("simulator_planner",), tasks=("rb", "cbf"))
-    c.groups.paper_reading = group(("paper_reading",))
+    c.groups.paper_reading = group(("networld", "paper_reading"))
     return c
