@@ -49,4 +49,4 @@ docs: .venv-docs/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-docs runs build dist site
+	rm -rf $(VENV) .venv-docs .jax_cache runs build dist site

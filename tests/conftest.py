@@ -1,6 +1,8 @@
-"""Strict flags for every test; warnings are errors (pyproject)."""
+"""Strict flags for every test; warnings are errors (pyproject). Compiled programs are kept in .jax_cache/tests: most
+of the suite's time is compilation, and much of it that of the same program in another file."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -9,6 +11,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).resolve().parent.parent / ".jax_cache/tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(autouse=True)
