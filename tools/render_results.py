@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
 AXIS = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
 GROUPS = ("headline", "headline_seeds", "controls", "sizes", "topologies", "curves", "ensembles", "guidance",
-          "planning", "training", "adaptation", "ladder", "ceiling", "paper_reading")  # fmt: skip
+          "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling", "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
              "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
 """Groups of variants, and the method that each of them changes in one point."""

@@ -115,7 +115,9 @@ def get_config(preset: str = "small") -> ConfigDict:
     steps = SIZES if preset == "small" else dict.fromkeys(c.tasks, (500, 1500, 5000, 15_000, 50_000, 150_000, 500_000))
     c.groups.sizes = group(axis, sizes=ConfigDict(steps))
     c.groups.topologies = group(axis[:3], sizes=ConfigDict(TOPOLOGIES) if preset == "small" else ConfigDict())
-    c.groups.curves = group(HEADLINE, updates=(0.1, 0.2, 0.4, 0.7, 1.0))
+    trained_alike = ("idm_only", "idm_only_noise", "ma_dd_aware")  # as networld, networld and ma_dd
+    learners = tuple(name for name in HEADLINE if name not in trained_alike)
+    c.groups.curves = group(learners, updates=(0.1, 0.2, 0.4, 0.7, 1.0))
     c.groups.guidance = group(
         ("networld_scratch", "scratch_w0", "scratch_w1", "scratch_w3", "scratch_w10", "scratch_w100",
          "scratch_w300", "scratch_w1000",
@@ -144,8 +146,9 @@ def get_config(preset: str = "small") -> ConfigDict:
         ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
         sizes=ConfigDict(few_shot),
     )
-    ladder = ("ma_dd_clean", "ma_dd", "ma_cdmp", "networld_scratch", "networld_joint", "networld")
-    c.groups.ladder = group(ladder, cells=(("own", "own"), ("own+mf", "own"), ("own+mf", "neighbourhood")))
+    whole = (("own+mf", "neighbourhood"),)  # what the lower rungs lead up to, also where the task's label is another
+    c.groups.ladder_bottom = group(("ma_dd_clean",), cells=(("own", "own"), ("own+mf", "own"), *whole))
+    c.groups.ladder = group(("ma_dd", "ma_dd_aware", "networld_scratch", "networld_joint", "networld"), cells=whole)
     c.groups.ceiling = group(("simulator_planner",), tasks=("rb", "cbf"))
     c.groups.paper_reading = group(("networld", "paper_reading"))
     return c
