@@ -10,7 +10,7 @@ import pytest
 from experiments import baselines as stage
 from experiments.configs import default, paper
 from networld_jax import datasets, normalisation, planning
-from networld_jax.baselines import BASELINES, DEFAULTS
+from networld_jax.baselines import BASELINES, DEFAULTS, actions
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -106,6 +106,14 @@ def test_actions_depend_on_neighbours_only(name):
 
     moved = np.abs(act(obs.at[0].add(0.5)) - act(obs)).max(-1) > 0
     assert moved.tolist() == [True, True, False, False]
+
+
+def test_integers_are_executed_rounded_and_within_each_components_range():
+    spec, _, _ = problem("integer")
+    action = jnp.array([[-0.7, 0.2], [2.6, 9.0]])
+    np.testing.assert_array_equal(actions.executed(action, spec), [[0.0, 1.0], [3.0, 3.0]])
+    np.testing.assert_array_equal(jax.grad(lambda a: actions.executed(a, spec).sum())(action), np.ones((2, 2)))
+    np.testing.assert_array_equal(actions.executed(action, problem("box")[0]), action)
 
 
 def test_every_method_has_its_section_and_its_factory():
