@@ -397,6 +397,29 @@ def saved_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, methods: S
     return markdown_table(header, lines)
 
 
+def data_axis_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]) -> str | None:
+    """Fig. 6 in numbers: one line per amount of target data that all `methods` were given, with the paired difference
+    of the better NetWorld to the best of the others. None without such an amount."""
+    ours, lines = (OURS, WITHOUT_PRETRAINING), []
+    for size in sorted({row["target_transitions"] for row in select(rows, task=task, tier=tier)}):
+        found = {name: cell(rows, task, tier, name, target_transitions=size) for name in methods}
+        if not size or None in found.values():
+            continue
+        groups = ([found[name] for name in ours], [c for name, c in found.items() if name not in ours])
+        better, best = (max(group, key=lambda c: c.rewards.mean()) for group in groups)
+        shown = [number(found[name].interval) for name in ours]
+        against = signed(statistics.paired_interval(better.rewards, best.rewards))
+        networks = better.rows[0]["target_topologies"]
+        lines.append((size, networks, *shown, f"`{best.method}` {number(best.interval)}", against, better.seeds))
+    if not lines:
+        return None
+    header = (
+        "steps", "networks", "NetWorld, pre-trained", "NetWorld, from scratch", "best other",
+        "better NetWorld minus it", "seeds",
+    )  # fmt: skip
+    return f"{task}, {tier}: best of {len(methods) - 2} others.\n\n" + markdown_table(header, lines)
+
+
 def coverage(finished: Sequence[Row], wanted: Sequence[Run], group: str, columns_of: Callable[[Run], tuple]) -> str:
     """One line on what a group still lacks; `wanted` are its runs, `columns_of` the columns of their rows."""
     done = {tuple(row[name] for name in COLUMNS) for row in finished}

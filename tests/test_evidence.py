@@ -186,6 +186,18 @@ def test_data_saved_is_read_off_the_curves():
     assert float(cells[3].split()[0]) == pytest.approx(10 ** (1 - 0.1 / 0.35), rel=0.05)
 
 
+def test_the_data_axis_compares_the_better_networld_with_the_best_other():
+    axis = ("networld", "networld_scratch", "ma_bc", "filtered_bc")
+    assert evidence.data_axis_table(FOUND, "rb", "mixed", axis) is None  # filtered_bc has no rows
+    few = few_shot("filtered_bc", -1.0)
+    lines = evidence.data_axis_table([*FOUND, *few], "rb", "mixed", axis).splitlines()
+    (line,) = [[part.strip() for part in line.split("|")] for line in lines if line.startswith("| 1000 |")]
+    assert not any(line.startswith("| 10000 |") for line in lines)
+    assert line[2] == "4" and line[5].startswith("`filtered_bc` ") and line[7] == "3"
+    values = [float(line[column].split()[place]) for column, place in ((3, 0), (4, 0), (5, 1), (6, 0))]
+    assert values == pytest.approx([-0.9, -1.2, -1.0, 0.1], abs=0.02)
+
+
 def test_the_ladder_compares_neighbouring_rungs():
     rungs = [*seeds("ma_dd", -0.9), *seeds("ma_dd_clean", -1.3, obs_set="own", label="own")]
     table = evidence.ladder_table([*FOUND, *rungs], "rb", "mixed", 10_000)

@@ -50,6 +50,8 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
         parts += [control or f"{task}: no rows yet.\n", f"- {evidence.transfer_verdict(found, task, 'mixed', size)}\n"]
     parts += ["## How much target data does pre-training save?\n", SAVED]
     parts += [evidence.saved_table(found, tasks, "mixed", AXIS)]
+    axes = [evidence.data_axis_table(found, task, "mixed", AXIS) for task in tasks]
+    parts += [f"### Target data: {axis}" for axis in axes if axis]
     parts += ["## What earns the score?\n", LADDER]
     for task in tasks:
         size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), headline)
