@@ -10,6 +10,8 @@ from networld_envs.rb import make_rb, observation_names
 from networld_envs.rb_params import RBParams
 from tests.reference import rb_loop
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 FRAMES = 40
 NETWORKS = 6
 # Name -> (overrides of the library, options of the loop). Together they reach every static switch of the MAC and the
