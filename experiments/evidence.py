@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ class Cell:
     @property
     def seeds(self) -> int:
         return len(self.rows)
+
+
+def highest(cells: Iterable[Cell]) -> Cell:
+    """The cell with the highest mean reward."""
+    return max(cells, key=lambda c: c.rewards.mean())
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
@@ -260,7 +265,7 @@ def equal_to_clones(rows: Sequence[Row], task: str, methods: Sequence[str]) -> s
     ours, span = clones.pop(OURS, None), expert_span(rows, task)
     if ours is None or not clones or span is None or span <= 0:
         return f"{task}: open."
-    best = max(clones.values(), key=lambda c: c.rewards.mean())
+    best = highest(clones.values())
     result = statistics.non_inferiority(ours.rewards, best.rewards, span)
     verdict = "not inferior" if result.holds else "**inferior or undecided**"
     return (
@@ -297,7 +302,7 @@ def summary_table(rows: Sequence[Row], tasks: Sequence[str], tiers: Sequence[str
             others = [c for name, c in found.items() if not name.startswith((OURS, "idm_only"))]
             if low is None or high is None or not ours or not others:
                 continue
-            best, better = (max(group, key=lambda c: c.rewards.mean()) for group in (others, ours))
+            best, better = highest(others), highest(ours)
             shown = [number(found[name].interval) if name in found else "" for name in (OURS, WITHOUT_PRETRAINING)]
             lines.append(
                 (
@@ -327,7 +332,7 @@ def ensemble_table(
         rule = cell(rows, task, "none", ANCHORS[task][1])
         if not rivals or rule is None:
             continue
-        best = max(rivals, key=lambda c: c.rewards.mean())
+        best = highest(rivals)
         for name, four in fours.items():
             if name in BASELINE_METHODS or name not in found:
                 continue
@@ -405,8 +410,8 @@ def data_axis_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence
         found = {name: cell(rows, task, tier, name, target_transitions=size) for name in methods}
         if not size or None in found.values():
             continue
-        groups = ([found[name] for name in ours], [c for name, c in found.items() if name not in ours])
-        better, best = (max(group, key=lambda c: c.rewards.mean()) for group in groups)
+        better = highest(found[name] for name in ours)
+        best = highest(c for name, c in found.items() if name not in ours)
         shown = [number(found[name].interval) for name in ours]
         against = signed(statistics.paired_interval(better.rewards, best.rewards))
         networks = better.rows[0]["target_topologies"]
@@ -417,7 +422,7 @@ def data_axis_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence
         "steps", "networks", "NetWorld, pre-trained", "NetWorld, from scratch", "best other",
         "better NetWorld minus it", "seeds",
     )  # fmt: skip
-    return f"{task}, {tier}: best of {len(methods) - 2} others.\n\n" + markdown_table(header, lines)
+    return f"{task}, {tier}: best of {len(methods) - len(ours)} others.\n\n" + markdown_table(header, lines)
 
 
 def coverage(finished: Sequence[Row], wanted: Sequence[Run], group: str, columns_of: Callable[[Run], tuple]) -> str:

@@ -1,5 +1,5 @@
-"""Strict flags for every test; warnings are errors (pyproject). Compiled programs are kept in .jax_cache/tests: most
-of the suite's time is compilation, and much of it that of the same program in another file."""
+"""Strict flags for every test; warnings are errors (pyproject). Compiled programs are kept in .jax_cache/tests, for
+the next run: most of the suite's time is compilation."""
 
 import os
 from pathlib import Path
