@@ -107,7 +107,7 @@ def test_the_rolling_window_is_the_training_window(monkeypatch):
     action = np.stack([*played, played[-1]])[None]
     logged = jax.tree.map(jnp.asarray, logged.replace(trajectories=logged.trajectories.replace(action=action)))
     for t, carry in enumerate(windows):
-        monkeypatch.setattr(dt, "sample_places", lambda *args, t=t: jnp.array([[0, t]]))
+        monkeypatch.setattr(dt.returns, "sample_labelled", lambda *args, t=t: jnp.array([[0, t]]))
         cut = baseline.sample(jax.random.key(0), logged, stats)
         real = np.asarray(carry.valid) > 0
         np.testing.assert_array_equal(cut.valid, np.tile(carry.valid, (tiny.AGENTS, 1)))
