@@ -1,5 +1,5 @@
-"""Strict flags for every test; warnings are errors (pyproject). Compiled programs are kept in .jax_cache/tests, for
-the next run: most of the suite's time is compilation."""
+"""Strict flags for every test; warnings are errors (pyproject). Most of the suite's time is compilation: XLA's costly
+passes are off, and compiled programs are kept in .jax_cache/tests for the next run."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).resolve().parent.parent / ".jax_cache/tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -22,9 +23,9 @@ def strict_keys():
         yield
 
 
-@pytest.fixture(scope="module")
-def quick_compile():
-    """For modules that compile much and compute little: XLA's costly passes are off."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def full_compile():
+    """With XLA's every pass: for tests that compare the bits of two programs, or compute for long."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

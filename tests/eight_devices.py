@@ -22,8 +22,6 @@ from networld_jax.types import LossConfig, PlannerConfig
 from networld_jax.windows import sample_segments
 from tests import tiny, toy_environment, toy_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MESHES = {"8": (8, 1), "4x2": (4, 2)}
 
 

@@ -294,9 +294,7 @@ def ns_replay(mode, inputs):
 # ---------------------------------------------------------------------------------------------------- beamforming
 
 
-def cbf_replay(
-    channels, codebook, powers_mw, noise_mw, p_max_mw, num_neighbours, actions=None, beams=None, x64=True
-):
+def cbf_replay(channels, codebook, powers_mw, noise_mw, p_max_mw, num_neighbours, actions=None, beams=None, x64=True):
     """The reference face of the beamforming task over recorded channels; S slots from slot 0.
 
     Args:

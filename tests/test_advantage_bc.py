@@ -14,8 +14,6 @@ import pytest
 from networld_jax.baselines import AdvantageBCConfig, advantage_bc, make_filtered_bc, make_rc_bc
 from tests import small_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONTEXTS = np.array([[0.0], [1.0]])
 CONFIG = AdvantageBCConfig(
     hidden=(32,), batch_size=256, learning_rate=1e-2, num_updates=400, return_steps=1, ema_decay=0.9, keep_fraction=0.4

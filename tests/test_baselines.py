@@ -13,8 +13,6 @@ from networld_jax import datasets, normalisation, planning
 from networld_jax.baselines import BASELINES, DEFAULTS, actions
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SMALL = dict(
     hidden=(8,),
     batch_size=8,

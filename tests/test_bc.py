@@ -10,8 +10,6 @@ from networld_jax.baselines import BASELINES, DEFAULTS, BCConfig, make_bc
 from networld_jax.baselines.transitions import sample_transitions
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N = tiny.AGENTS
 
 

@@ -10,8 +10,6 @@ from networld_envs import cbf_dynamics, cbf_links, cbf_observation, channel, mak
 from networld_envs.cbf_hermitian import hermitian_eigen, hermitian_to_reals, reals_to_hermitian, recompose
 from tests.reference.cbf_loop import LoopNetwork, LoopParams, LoopReference
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_SLOTS = 4
 
 

@@ -11,8 +11,6 @@ from networld_envs import cbf_dynamics, cbf_links, instance_keys, make
 from networld_envs.experts import beamforming as solvers
 from networld_envs.experts import cbf as experts
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FIXTURE = np.load(pathlib.Path(__file__).parent / "data" / "cbf_reference.npz")
 
 

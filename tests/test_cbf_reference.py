@@ -11,8 +11,6 @@ from networld_envs import cbf_dynamics, channel
 from networld_envs.cbf_params import make_params, phase_codebook
 from tests import parity
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FIXTURE = np.load(pathlib.Path(__file__).parent / "data" / "cbf_reference.npz")
 POLICIES = ("rand", "greedy", "fp")
 

@@ -16,8 +16,6 @@ from networld_jax.types import LossConfig
 from networld_jax.world_model import make_world_model
 from tests import tiny, toy_environment
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DATA = tiny.linear_task(num_runs=8, num_steps=200)
 
 

@@ -9,8 +9,6 @@ from networld_jax import datasets, normalisation
 from networld_jax.baselines import CQLConfig, actions, cql, make_cql
 from tests import small_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = CQLConfig(
     hidden=(16, 16),
     batch_size=64,

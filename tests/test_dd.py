@@ -18,8 +18,6 @@ from networld_jax.baselines import (
 )
 from tests import small_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 OBS = np.zeros((64, 1))
 CONFIG = DDConfig(
     hidden=(32,),

@@ -18,8 +18,6 @@ from networld_jax.mean_field import quantise
 from networld_jax.types import PlannerConfig
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N, STEPS, SEED = tiny.AGENTS, 4, 11
 CONFIG = PlannerConfig(num_steps=2, action_shift_std=0.2)
 

@@ -10,8 +10,6 @@ import pytest
 
 from networld_jax.interop import diffuser
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DATA = pathlib.Path(__file__).parent / "data"
 VECTORS = np.load(DATA / "diffuser_vectors.npz")
 INSIDE_BLOCK = {

@@ -11,8 +11,6 @@ from experiments import adapt, collect, distill, settings
 from networld_jax.evaluation import Scores
 from tests import tiny, toy_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def scores(reward):
     return Scores(np.asarray(reward, np.float64), {}, {})

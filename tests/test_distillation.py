@@ -10,8 +10,6 @@ from networld_jax import distillation, planning, training
 from networld_jax.types import PlannerConfig
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 D, N, H = tiny.CONFIG.latent_dim, tiny.AGENTS, tiny.HORIZON
 CONFIG = PlannerConfig(num_steps=2, guide_scale=3.0, message_bits=0)
 

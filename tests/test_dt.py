@@ -12,8 +12,6 @@ from networld_jax.baselines import DTConfig, dt, make_dt
 from tests import small_problems as problems
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 STEPS = 4
 CONFIG = DTConfig(
     batch_size=64,

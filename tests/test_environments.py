@@ -12,8 +12,6 @@ import pytest
 from networld_envs import ENVIRONMENTS, make
 from networld_envs.types import Environment
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 COPIES, STEPS, EPISODE_STEPS = 3, 6, 4
 # Smaller versions of the same task, for speed. Nothing is required here.
 SMALL = {"cbf": dict(num_cells=7), "ns": dict(preset="tiny")}

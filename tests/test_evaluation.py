@@ -12,8 +12,6 @@ from networld_jax.evaluation import Protocol, Scores, anchored, evaluate, paired
 from networld_jax.rollout import rollout
 from tests import toy_environment
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ENV = toy_environment.make_queues()
 RULES = toy_environment.policies(ENV.default_params)
 PROTOCOL = Protocol(num_instances=3, num_steps=5, burn_in_steps=4)

@@ -77,6 +77,7 @@ def test_the_headline_table_holds_means_scores_and_paired_differences():
 
 def test_the_headline_table_says_how_many_settings_were_tried():
     """Variants count for what they are variants of; other data, test instances and other seeds do not count."""
+
     def tried(method, seed=0, tier="mixed", **settings):
         return row(method, -0.5, seed=seed, tier=tier, split="validation", settings=settings)
 

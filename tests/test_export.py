@@ -12,8 +12,6 @@ from networld_jax import checkpoints, datasets, normalisation
 from networld_jax.interop.agent_runtime import Agent
 from tests import tiny, toy_environment, toy_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def config():

@@ -67,9 +67,7 @@ def test_every_single_bit_of_a_log_counts(log):
         assert problem and str(log) in problem and rows == ROWS[: len(rows)]
 
 
-@pytest.mark.parametrize(
-    ("order", "intact"), [((1, 2, 3), 0), ((0, 2, 3), 1), ((0, 1, 1, 2), 2), ((0, 2, 1, 3), 1)]
-)
+@pytest.mark.parametrize(("order", "intact"), [((1, 2, 3), 0), ((0, 2, 3), 1), ((0, 1, 1, 2), 2), ((0, 2, 1, 3), 1)])
 def test_lines_taken_out_repeated_or_swapped_are_noticed(log, order, intact):
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[i] for i in order))

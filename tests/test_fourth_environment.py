@@ -16,8 +16,6 @@ from networld_jax.schedules import cosine_schedule
 from networld_jax.types import LossConfig, PlannerConfig
 from tests import tiny, toy_environment, toy_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
@@ -62,9 +60,7 @@ def test_adaptation_starts_from_the_pretrained_model_and_leaves_the_sources_alon
     _, before, _, _ = checkpoints.load_model(workdir / "pretrain_without_busy_queues" / "model")
     _, after, _, _ = checkpoints.load_model(workdir / "adapt_busy_queues" / "model")
     for task in ("queues", "slow_queues"):
-        jax.tree.map(
-            np.testing.assert_array_equal, before["inverse_dynamics"][task], after["inverse_dynamics"][task]
-        )
+        jax.tree.map(np.testing.assert_array_equal, before["inverse_dynamics"][task], after["inverse_dynamics"][task])
     kernels = [p["denoiser"]["final_block"]["conv"]["kernel"] for p in (before, after)]
     # Two updates at a rate of at most 1e-3 each.
     assert 0 < np.abs(kernels[0] - kernels[1]).max() < 2.1e-3

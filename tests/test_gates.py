@@ -10,8 +10,6 @@ from networld_envs import ns_window
 from networld_envs.experts import ns, ns_model
 from networld_envs.ns import make_ns
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def env():

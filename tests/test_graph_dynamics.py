@@ -11,8 +11,6 @@ from networld_jax.transforms import host_symexp
 from networld_jax.windows import sample_segments
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N = tiny.AGENTS
 
 

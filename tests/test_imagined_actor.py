@@ -11,8 +11,6 @@ from networld_jax import datasets, normalisation, planning
 from networld_jax.baselines import ImaginedActorConfig, make_imagined_actor
 from tests import small_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 AGENTS, COST = 4, 2.0
 CONFIG = ImaginedActorConfig(
     use_mean_field=True,

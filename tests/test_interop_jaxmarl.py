@@ -31,7 +31,7 @@ CHECKOUT = os.environ.get("NETWORLD_JAXMARL", "")
 SMALL = {"cbf": dict(num_cells=7), "rb": dict(alive_choices=(8,)), "ns": dict(preset="tiny")}
 TASKS = sorted(SMALL)
 party = lambda check: pytest.mark.interop(party="JaxMARL", package="jaxmarl", check=check)  # noqa: E731
-pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.interop
 
 
 @functools.cache

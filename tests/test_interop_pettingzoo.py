@@ -15,7 +15,7 @@ from networld_envs.adapters.pettingzoo import to_pettingzoo
 SMALL = {"cbf": dict(num_cells=7), "rb": {}, "ns": dict(preset="tiny")}
 TASKS = sorted(SMALL)
 party = lambda check: pytest.mark.interop(party="PettingZoo", package="pettingzoo", check=check)  # noqa: E731
-pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.interop
 
 
 def small(task, **overrides):

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: a CPU build is enoug
 from torch import nn  # noqa: E402
 
 party = lambda check: pytest.mark.interop(party="PyTorch (Diffuser)", package="torch", check=check)  # noqa: E731
-pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.interop
 
 
 class Shape(nn.Module):
@@ -115,8 +115,7 @@ class ValueFunction(nn.Module):
         widths = [channels, *(dim * m for m in mults)]
         self.time_mlp = time_net(dim)
         self.blocks = nn.ModuleList(
-            nn.ModuleList([Residual(a, b, dim), Residual(b, b, dim), down(b)])
-            for a, b in itertools.pairwise(widths)
+            nn.ModuleList([Residual(a, b, dim), Residual(b, b, dim), down(b)]) for a, b in itertools.pairwise(widths)
         )
         c = widths[-1]
         self.mid_block1, self.mid_down1 = Residual(c, c // 2, dim), down(c // 2)

@@ -186,4 +186,3 @@ def test_an_altered_side_file_is_refused(exported, tmp_path):
     side.write_bytes(side.read_bytes()[:-7])
     with pytest.raises(vault.VaultError, match="does not match its checksum"):
         vault.read_vault(copy)
-

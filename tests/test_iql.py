@@ -10,8 +10,6 @@ from networld_jax import datasets, normalisation
 from networld_jax.baselines import IQLConfig, iql, make_iql
 from tests import small_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PROBABILITY, REWARD = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.0, 0.5, 1.0, 2.0])
 CONFIG = IQLConfig(
     hidden=(16,),

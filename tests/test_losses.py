@@ -13,8 +13,6 @@ from networld_jax.mean_field import mean_field, quantise
 from networld_jax.types import LossConfig, PlannerConfig
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N, H = tiny.AGENTS, tiny.HORIZON
 ENCODER_GROUPS = ("inverse_dynamics", "denoiser", "classifier", "value", "action_value")
 

@@ -10,8 +10,6 @@ from networld_jax.mean_field import neighbour_lists
 from networld_jax.types import PlannerConfig
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N = 11
 
 

@@ -9,8 +9,6 @@ import pytest
 from networld_jax.baselines import MultiTaskBCConfig, make_multi_task_bc, make_pretraining
 from tests import small_problems as problems
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = MultiTaskBCConfig(hidden=(32, 32), batch_size=128, learning_rate=5e-3, num_updates=200, ema_decay=0.9)
 
 

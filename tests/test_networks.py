@@ -14,8 +14,6 @@ from networld_jax import convolutions, diffusion, networks, schedules
 from networld_jax.costs import matmul_flops, num_parameters
 from tests import parity
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DATA = pathlib.Path(__file__).parent / "data"
 VECTORS = np.load(DATA / "diffuser_vectors.npz")
 WEIGHTS = {name: np.load(DATA / f"diffuser_{name}_weights.npz") for name in ("unet", "value")}

@@ -13,8 +13,6 @@ from networld_envs.ns_params import PRESETS, NSParams
 from networld_envs.ns_window import next_allocation, project_action, whole_rbs
 from tests.reference import ns_loop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_WINDOWS = 4
 
 

@@ -8,8 +8,6 @@ import pytest
 
 from tests import parity
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FIXTURE = pathlib.Path(__file__).parent / "data" / "ns_reference.npz"
 INTEGERS = {"tx", "drop", "succ", "idle", "qpk", "pidx", "ptr_reset", "cell"}
 TRACE_INTEGERS = {"band", "nq"}

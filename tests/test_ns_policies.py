@@ -12,8 +12,6 @@ from networld_envs.ns import make_ns
 from networld_envs.types import Policy
 from networld_jax.evaluation import Protocol, make_evaluator
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PROTOCOL = Protocol(num_instances=4, num_steps=40, burn_in_steps=10)
 
 

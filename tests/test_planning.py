@@ -13,8 +13,6 @@ from networld_jax.types import PlannerConfig
 from networld_jax.windows import windows
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N, D = tiny.AGENTS, tiny.CONFIG.latent_dim
 EXACT = PlannerConfig(message_bits=0)  # messages in float32
 

@@ -16,7 +16,6 @@ def test_every_task_has_a_planner():
     assert {pretrained.load_pretrained(name).task for name in NAMES} == {"cbf", "rb", "ns"}
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_planner_acts_within_its_task(name):
     planner = pretrained.load_pretrained(name)
@@ -31,6 +30,7 @@ def test_a_planner_acts_within_its_task(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_compile")  # it computes much
 @pytest.mark.parametrize("name", NAMES)
 def test_a_planner_reaches_its_expected_reward(name):
     planner = pretrained.load_pretrained(name)

@@ -29,8 +29,6 @@ from tests import tiny, toy_queue, toy_run
 from tools import chaos
 from tools.bad_input import parse
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TIMES = ("seconds", "command", "metrics")
 
 

@@ -10,8 +10,6 @@ from networld_envs.rb import make_rb, observation_names
 from networld_envs.rb_params import RBParams
 from tests.reference import rb_loop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FRAMES = 40
 NETWORKS = 6
 # Name -> (overrides of the library, options of the loop). Together they reach every static switch of the MAC and the
@@ -56,9 +54,7 @@ def trajectory(overrides):
 SLOW = ("rate2_sparse", "robust")
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(v, marks=pytest.mark.slow) if v in SLOW else v for v in VARIANTS]
-)
+@pytest.fixture(scope="module", params=[pytest.param(v, marks=pytest.mark.slow) if v in SLOW else v for v in VARIANTS])
 def recorded(request):
     overrides, options = VARIANTS[request.param]
     return *trajectory(overrides), options

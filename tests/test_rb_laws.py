@@ -13,8 +13,6 @@ from networld_envs.rb import forwarded_packets, successes
 from networld_envs.rb_network import arrival_rates, draw_network, link_mean_snr
 from networld_envs.rb_params import RBParams
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 Z = 4.5  # two-sided probability 7e-6 per comparison
 NETWORKS = 2000
 

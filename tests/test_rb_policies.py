@@ -15,8 +15,6 @@ from networld_envs.rb import make_rb
 from networld_envs.rb_params import RBParams
 from tests.reference import rb_loop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ENV = make_rb()
 PARAMS = ENV.default_params
 NAMED = experts.policies(PARAMS)

@@ -209,6 +209,7 @@ def test_a_plan_depends_on_its_own_key_only(name):
     assert np.abs(together[0] - together[1]).max() > 1e-2
 
 
+@pytest.mark.usefixtures("full_compile")
 @every_sampler
 def test_zero_guidance_is_no_guidance_bit_for_bit(name):
     grad_fn = jax.grad(lambda x, k: jnp.sum(jnp.sin(3 * x)))

@@ -8,8 +8,6 @@ from experiments.configs import default
 from experiments.suites import scaling
 from networld_jax.mean_field import make_graph
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("num_agents", [1, 2, 19, 20, 90])
 def test_the_lattice_is_a_symmetric_graph_with_six_neighbours_inside(num_agents):

@@ -7,7 +7,6 @@ from tools import soak
 SHORT = {"cbf": (120, 4, 30, {"num_cells": 7}), "rb": (400, 4, 100, {}), "ns": (16, 2, 8, {"preset": "tiny"})}
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("task", sorted(SHORT))
 def test_the_laws_hold_under_wild_actions(task):
     total, copies, episode, parameters = SHORT[task]

@@ -20,8 +20,6 @@ from networld_jax import checkpoints, datasets, training
 from networld_jax.files import DamagedFileError
 from tests import tiny, toy_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -139,9 +139,7 @@ def test_data_saved_finds_a_known_factor():
     sizes = (100, 1000, 10_000)
 
     def curve(shift):
-        return {
-            s: two_level(rng, 3, 16, 0.01, 0.0, 0.01, np.log10(s) / 4 + shift, instances=shared) for s in sizes
-        }
+        return {s: two_level(rng, 3, 16, 0.01, 0.0, 0.01, np.log10(s) / 4 + shift, instances=shared) for s in sizes}
 
     factor, reference, reached = statistics.data_saved(curve(0.25), curve(0.0), num_resamples=300)
     assert reference == 10_000 and reached == 1.0

@@ -8,7 +8,7 @@ from experiments.suites import sampler, train
 from networld_jax.schedules import cosine_schedule
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[torch]'")
-pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.interop
 
 from benchmarks import torch_reference  # noqa: E402
 from experiments.configs import benchmark as benchmark_config  # noqa: E402

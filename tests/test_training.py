@@ -13,8 +13,6 @@ from networld_jax.windows import windows
 from networld_jax.world_model import make_world_model
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 H = tiny.HORIZON
 
 

@@ -12,8 +12,6 @@ from networld_jax.types import WorldModelConfig
 from networld_jax.world_model import make_world_model
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def box():
