@@ -13,7 +13,7 @@ import numpy as np
 from experiments.configs.default import label_of
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
-from experiments.methods import BASELINE_METHODS, CEILING, baseline_of, ensemble_of
+from experiments.methods import BASELINE_METHODS, CEILING, LADDER, baseline_of, ensemble_of
 from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, best_cell
 from experiments.tables import markdown_table
@@ -22,14 +22,9 @@ from networld_jax.evaluation import anchored
 
 OURS, WITHOUT_PRETRAINING = "networld", "networld_scratch"
 CLONES = ("ma_bc", "bc_shift", "bc_quantile", "filtered_bc", "rc_bc", "multi_task_bc")
-TRANSFER_CONTROLS = (WITHOUT_PRETRAINING, "random_unet", "networld_shuffled", "networld_autoregressive")
-"""Transfer is claimed only where the pre-trained model beats each of these in paired intervals."""
-FEW_SHOT = (
-    OURS, WITHOUT_PRETRAINING, "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
-    "networld_autoregressive", "networld_from_cbf", "networld_from_rb", "networld_from_ns", "networld_joint",
-    "idm_only", "idm_only_noise", "scratch_idm_only", "ma_bc", "filtered_bc", "multi_task_bc",
-)  # fmt: skip
 FEW_SHOT_ONLY = ("random_unet", "networld_shuffled", "networld_autoregressive")
+TRANSFER_CONTROLS = (WITHOUT_PRETRAINING, *FEW_SHOT_ONLY)
+"""Transfer is claimed only where the pre-trained model beats each of these in paired intervals."""
 UNPAIRED = "best_behaviour"
 
 
@@ -214,17 +209,6 @@ def against_table(
 
 
 NOISE_AWARE_RUNG = "ma_dd_aware"  # belongs on the ladder where NetWorld's inverse model is such a one, too
-LADDER = (
-    ("MA-DD, clean inverse model, own observation, own return", "ma_dd_clean", ("own", "own")),
-    ("+ mean field", "ma_dd_clean", ("own+mf", "own")),
-    ("+ neighbourhood label", "ma_dd_clean", ("own+mf", "neighbourhood")),
-    ("+ noise-robust inverse model", "ma_dd", ("own+mf", "neighbourhood")),
-    ("+ one inverse model for every noise", NOISE_AWARE_RUNG, ("own+mf", "neighbourhood")),
-    ("classifier instead of classifier-free guidance", "networld_scratch", ("own+mf", "neighbourhood")),
-    ("+ other tasks, trained together", "networld_joint", ("own+mf", "neighbourhood")),
-    ("pre-trained, then adapted", OURS, ("own+mf", "neighbourhood")),
-)
-"""From the Decision Diffuser to NetWorld, one change per rung: (what is new, method, cell)."""
 
 
 def ladder_table(rows: Sequence[Row], task: str, tier: str, size: int) -> str | None:
@@ -232,15 +216,15 @@ def ladder_table(rows: Sequence[Row], task: str, tier: str, size: int) -> str | 
     lines, before = [], None
     ours = cell(rows, task, tier, WITHOUT_PRETRAINING, target_transitions=size)
     is_aware = ours is not None and bool(ours.rows[0]["settings"].get("model.noise_aware_inverse_dynamics"))
-    for what, method, (obs_set, label) in LADDER:
-        if method == NOISE_AWARE_RUNG and not is_aware:
+    for rung in LADDER:
+        if rung.method == NOISE_AWARE_RUNG and not is_aware:
             continue
-        wanted = dict(target_transitions=size, obs_set=obs_set, label=label)
-        c = cell(rows, task, tier, method, **wanted)
+        obs_set, label = rung.cell
+        c = cell(rows, task, tier, rung.method, target_transitions=size, obs_set=obs_set, label=label)
         if c is None:
             continue
         gain = "" if before is None else signed(statistics.paired_interval(c.rewards, before.rewards))
-        lines.append((what, f"`{method}`", number(c.interval), c.seeds, gain))
+        lines.append((rung.change, f"`{rung.method}`", number(c.interval), c.seeds, gain))
         before = c
     header = ("rung", "method", "reward [95 %]", "seeds", "gain over the rung before")
     return f"{task}, {tier}\n\n" + markdown_table(header, lines) if len(lines) > 1 else None

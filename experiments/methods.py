@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -243,6 +243,27 @@ def single_source(tasks: tuple[str, ...]) -> dict[str, Method]:
     return {
         f"networld_from_{task}": pretrained(f"pre-trained on {task} alone", pretrain__sources=(task,)) for task in tasks
     }
+
+
+class Rung(NamedTuple):
+    """One step from the Decision Diffuser to NetWorld."""
+
+    change: str
+    method: str
+    cell: tuple[str, str] = ("own+mf", "neighbourhood")
+
+
+LADDER = (
+    Rung("MA-DD, clean inverse model, own observation, own return", "ma_dd_clean", ("own", "own")),
+    Rung("+ mean field", "ma_dd_clean", ("own+mf", "own")),
+    Rung("+ neighbourhood label", "ma_dd_clean"),
+    Rung("+ noise-robust inverse model", "ma_dd"),
+    Rung("+ one inverse model for every noise", "ma_dd_aware"),
+    Rung("classifier instead of classifier-free guidance", "networld_scratch"),
+    Rung("+ other tasks, trained together", "networld_joint"),
+    Rung("pre-trained, then adapted", "networld"),
+)
+"""One change per rung."""
 
 
 def table(config: ml_collections.ConfigDict) -> dict[str, Method]:

@@ -19,7 +19,6 @@ from networld_jax.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
-AXIS = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
 GROUPS = ("headline", "headline_seeds", "controls", "sizes", "topologies", "curves", "ensembles", "guidance",
           "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling", "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
@@ -33,7 +32,7 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     if not found:
         return HEAD + "\nNo run of this preset is finished yet.\n"
     config = configuration.get_config(preset)
-    tasks, headline = tuple(config.tasks), configuration.HEADLINE
+    tasks, headline, axis = tuple(config.tasks), configuration.HEADLINE, tuple(config.groups.sizes.methods)
     parts = [HEAD, provenance(found, preset), "## What is missing\n", *missing(found, config)]
     parts += ["## All methods\n", HOW_TO_READ]
     for task in tasks:
@@ -46,12 +45,12 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     parts += ["## Does it transfer?\n", TRANSFER]
     for task in tasks:
         size = few_shot_size(found, task)
-        control = evidence.against_table(found, task, "mixed", evidence.FEW_SHOT, "networld", size)
+        control = evidence.against_table(found, task, "mixed", config.groups.controls.methods, "networld", size)
         parts += [control or f"{task}: no rows yet.\n", f"- {evidence.transfer_verdict(found, task, 'mixed', size)}\n"]
     parts += ["## How much target data does pre-training save?\n", SAVED]
-    parts += [evidence.saved_table(found, tasks, "mixed", AXIS)]
-    axes = [evidence.data_axis_table(found, task, "mixed", AXIS) for task in tasks]
-    parts += [f"### Target data: {axis}" for axis in axes if axis]
+    parts += [evidence.saved_table(found, tasks, "mixed", axis)]
+    amounts = [evidence.data_axis_table(found, task, "mixed", axis) for task in tasks]
+    parts += [f"### Target data: {amount}" for amount in amounts if amount]
     parts += ["## What earns the score?\n", LADDER]
     for task in tasks:
         size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), headline)
@@ -140,10 +139,11 @@ def names(config) -> str:
 def figures(found: Sequence[rows.Row], preset: str) -> dict[str, object]:
     """Name -> figure, those that the rows allow."""
     found = evidence.select(found, preset=preset)
-    tasks = tuple(configuration.get_config(preset).tasks)
+    config = configuration.get_config(preset)
+    tasks = tuple(config.tasks)
     drawn = {
         "evidence_fig5": evidence_figures.fig5(found, tasks, "mixed", configuration.HEADLINE),
-        "evidence_fig6": evidence_figures.fig6(found, tasks, "mixed", AXIS),
+        "evidence_fig6": evidence_figures.fig6(found, tasks, "mixed", tuple(config.groups.sizes.methods)),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 

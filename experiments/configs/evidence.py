@@ -103,13 +103,12 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.cells = group(HEADLINE, tiers=("mixed", "expert"), splits=("validation",), seeds=(0,), cells=four)
     c.groups.headline_best = group((*rules, *HEADLINE), tiers=("mixed", "expert"), cells=(("best", "best"),))
     few_shot = FEW_SHOT if preset == "small" else dict.fromkeys(c.tasks, (50_000,))
-    sources = tuple(f"networld_from_{task}" for task in c.tasks)
-    controls = (
-        "networld", "networld_scratch", "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
-        "networld_autoregressive", *sources, "networld_joint", "idm_only", "idm_only_noise", "scratch_idm_only",
-        "ma_bc", "filtered_bc", "multi_task_bc",
+    c.groups.controls = group(
+        ("networld", "networld_scratch", "scratch_long", "random_unet", "networld_frozen", "networld_shuffled",
+         "networld_autoregressive", *methods.single_source(tuple(c.tasks)), "networld_joint", "idm_only",
+         "idm_only_noise", "scratch_idm_only", "ma_bc", "filtered_bc", "multi_task_bc"),
+        sizes=ConfigDict(few_shot),
     )  # fmt: skip
-    c.groups.controls = group(controls, sizes=ConfigDict(few_shot))
     axis = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
     steps = SIZES if preset == "small" else dict.fromkeys(c.tasks, (500, 1500, 5000, 15_000, 50_000, 150_000, 500_000))
     c.groups.sizes = group(axis, sizes=ConfigDict(steps))
@@ -145,9 +144,10 @@ def get_config(preset: str = "small") -> ConfigDict:
         ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
         sizes=ConfigDict(few_shot),
     )
-    whole = (("own+mf", "neighbourhood"),)  # what the lower rungs lead up to, also where the task's label is another
-    c.groups.ladder_bottom = group(("ma_dd_clean",), cells=(("own", "own"), ("own+mf", "own"), *whole))
-    c.groups.ladder = group(("ma_dd", "ma_dd_aware", "networld_scratch", "networld_joint", "networld"), cells=whole)
+    bottom, whole = methods.LADDER[0].method, methods.LADDER[-1].cell
+    upper = tuple(rung.method for rung in methods.LADDER if rung.method != bottom)
+    c.groups.ladder_bottom = group((bottom,), cells=tuple(r.cell for r in methods.LADDER if r.method == bottom))
+    c.groups.ladder = group(upper, cells=(whole,))  # also where the task's label is another
     c.groups.ceiling = group(("simulator_planner",), tasks=("rb", "cbf"))
     c.groups.paper_reading = group(("networld", "paper_reading"))
     return c
