@@ -13,9 +13,9 @@ import numpy as np
 from experiments.configs.default import label_of
 from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
-from experiments.methods import BASELINE_METHODS, CEILING, LADDER, baseline_of, ensemble_of
+from experiments.methods import BASELINE_METHODS, CEILING, LADDER, ensemble_of
 from experiments.rows import Row
-from experiments.runs import COLUMNS, Run, best_cell
+from experiments.runs import COLUMNS, Run, best_cell, settings_tried
 from experiments.tables import markdown_table
 from networld_jax import statistics
 from networld_jax.evaluation import anchored
@@ -137,21 +137,6 @@ def headline_cells(
     size = headline_size(rows, task, tier, methods)
     found = {name: cell(rows, task, tier, name, target_transitions=size) for name in names or methods}
     return {name: c for name, c in found.items() if c is not None}
-
-
-def settings_tried(rows: Sequence[Row], task: str, tier: str, method: str) -> int:
-    """Settings of a method that were scored on validation instances of this data, on record: what choosing among them
-    may have won. Variants count for the method that they are variants of, all of NetWorld's as one."""
-
-    def family(name):
-        if name in BASELINE_METHODS:
-            return baseline_of(name)
-        return name if name in ("ma_cdmp", "paper_reading") else OURS
-
-    found = select(rows, task=task, tier=tier, split="validation")
-    fields = ("method", "obs_set", "label", "updates", "target_transitions", "settings")
-    alike = [row for row in found if family(row["method"]) == family(method)]
-    return len({json.dumps([row[field] for field in fields], sort_keys=True) for row in alike})
 
 
 def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[str]) -> str:

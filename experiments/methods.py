@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from experiments import grids
 from experiments.configs import default
 from networld_jax.baselines import BASELINES
 from networld_jax.types import PlannerConfig
@@ -208,10 +209,14 @@ def ensembles(singles: Mapping[str, Method]) -> dict[str, Method]:
 ENSEMBLED = ("networld_scratch", "networld", "scratch_decay_1")  # world models that also act in fours
 ENSEMBLES = ensembles({name: (NETWORLD | ABLATIONS)[name] for name in ENSEMBLED})
 
+TUNED_FROM = {variant: name for name in grids.GRIDS for variant in grids.variants(name)}
+"""A setting that is tried for a method -> the method."""
+
 VARIANT_OF = {  # variant of a baseline -> the entry of BASELINES behind it
     "ma_dd_clean": "ma_dd",
     "ma_dd_aware": "ma_dd",
     **{ensemble_of(name): name for name in BASELINES},
+    **{variant: name for variant, name in TUNED_FROM.items() if name in BASELINES},
 }
 
 BARE = {name: Method(f"baseline {name}", "baseline") for name in BASELINES}
@@ -228,6 +233,13 @@ BASELINE_METHODS = {
         {"baselines.ma_dd.noise_aware": True},
     ),
     **ensembles(BARE),
+}
+
+
+TRIED = {
+    variant: dataclasses.replace(single, note=f"a setting tried for {name}", changes={**single.changes, **changes})
+    for name, single in (NETWORLD | BARE).items()
+    for variant, changes in grids.variants(name).items()
 }
 
 
@@ -280,4 +292,4 @@ def table(config: ml_collections.ConfigDict) -> dict[str, Method]:
         )
     }
     shared = NETWORLD | CONTROLS | longer | joint | single_source(tuple(config.tasks)) | ENSEMBLES
-    return shared | ABLATIONS | BASELINE_METHODS | CEILING
+    return shared | ABLATIONS | BASELINE_METHODS | CEILING | TRIED

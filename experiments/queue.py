@@ -32,7 +32,7 @@ from experiments import adapt, baselines, collect, methods, pretrain, rows, runt
 from experiments.commands import command
 from experiments.evaluate import ANCHORS, Evaluator
 from experiments.memo import Memo
-from experiments.runs import Run, is_pretrained, kind_of, list_runs, resolve, row_start
+from experiments.runs import Run, is_pretrained, kind_of, list_runs, resolve, row_start, settings_tried
 from experiments.tables import print_table
 from networld_envs.types import Policy
 from networld_jax import checkpoints, datasets, ensemble, lookahead, planning
@@ -116,13 +116,10 @@ class Queue:
         self, run: Run, row: rows.Row, scores: Scores, anchors: tuple[float, float], message_bytes: int, seconds: float
     ) -> rows.Row:
         """The fields of a row that its result fills."""
-        trials = {
-            json.dumps([r["obs_set"], r["label"], r["settings"]], sort_keys=True)
-            for r in rows.read(self.file)
-            if all(r[f] == row[f] for f in ("task", "tier", "method", "preset")) and r["split"] == "validation"
-        }
+        finished = [other for other in rows.read(self.file) if other["preset"] == row["preset"]]
+        is_learned = self.kind(run) in ("world model", "baseline")
         return {
-            "tuning_trials": len(trials),
+            "tuning_trials": settings_tried(finished, run.task, run.tier, run.method) if is_learned else 0,
             "message_bytes": message_bytes,
             "instance_rewards": scores.reward.tolist(),
             "reward": scores.mean,
@@ -375,10 +372,14 @@ SECONDS = {"rule": 15.0, "behaviour": 20.0, "ceiling": 300.0, "world model": 75.
 
 
 def estimate(finished: Sequence[rows.Row], run: Run, kind: str, preset: str) -> float:
-    """Seconds that a run will take: the mean of finished rows of the same task and method, else the constant."""
-    same = (run.task, run.method, preset)
-    alike = [row["seconds"] for row in finished if (row["task"], row["method"], row["preset"]) == same]
-    return float(np.mean(alike)) if alike else SECONDS[kind]
+    """Seconds that a run will take: the mean of finished rows of the same task and method (or of the method of which it
+    tries a setting), else the constant."""
+    for method in (run.method, methods.TUNED_FROM.get(run.method)):
+        same = (run.task, method, preset)
+        alike = [row["seconds"] for row in finished if (row["task"], row["method"], row["preset"]) == same]
+        if alike:
+            return float(np.mean(alike))
+    return SECONDS[kind]
 
 
 def announce(queue: Queue, runs: Sequence[Run], pending: Sequence[Run]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from experiments import methods, pretrain, rows, runtime
+from experiments import grids, methods, pretrain, rows, runtime
 from experiments.configs import default
 from experiments.demo import RULES
 from experiments.methods import Method
@@ -75,8 +75,11 @@ def list_runs(config: ml_collections.ConfigDict, finished: Sequence[rows.Row] = 
             raise ValueError(f"queue.tasks must be among {tuple(config.tasks)}, got {unknown}")
         for task in tasks:
             for method in q.methods or group.methods:
-                for run in method_runs(config, group, known, task, method, finished):
-                    runs[run] = None
+                for name in (method, *grids.variants(method)) if group.variants == "all" else (method,):
+                    for run in method_runs(config, group, known, task, name, finished):
+                        if group.variants == "best":
+                            run = dataclasses.replace(run, method=best_setting(config, finished, run))
+                        runs[run] = None
     return list(runs)
 
 
@@ -151,6 +154,44 @@ def best_cell(finished: Sequence[rows.Row], task: str, tier: str, method: str) -
         if (row["task"], row["tier"], row["method"], row["split"]) == wanted:
             rewards.setdefault((row["obs_set"], row["label"]), []).append(row["reward"])
     return max(rewards, key=lambda cell: float(np.mean(rewards[cell])), default=None)
+
+
+def best_setting(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> str:
+    """Of a run's method and the settings in its grid the name of the one with the highest mean reward on validation
+    instances, over the seeds that all those with rows share; the method itself without such rows."""
+    known, rewards = methods.table(config), {}
+    for name in (run.method, *grids.variants(run.method)):
+        wanted = columns(config, known, dataclasses.replace(run, method=name, split="validation", seed=0))
+        found = [row for row in finished if row["method"] == name and row["split"] == "validation"]
+        found = [row for row in found if tuple((row | {"seed": 0})[field] for field in COLUMNS) == wanted]
+        if found:
+            latest = found[-1]["settings"]  # a method whose settings were changed since has rows of both
+            rewards[name] = {row["seed"]: row["reward"] for row in found if row["settings"] == latest}
+    seeds = set.intersection(*map(set, rewards.values())) if rewards else set()
+    if not seeds:
+        return run.method
+    return max(rewards, key=lambda name: float(np.mean([rewards[name][seed] for seed in seeds])))
+
+
+def settings_tried(finished: Sequence[rows.Row], task: str, tier: str, method: str) -> int:
+    """Settings of a learned method that were scored on validation instances of this data, on record: what choosing
+    among them may have won. Variants count for the method that they are variants of, all of NetWorld's as one."""
+
+    def family(name):
+        name = methods.TUNED_FROM.get(name, name)
+        if name in methods.BASELINE_METHODS:
+            return methods.baseline_of(name)
+        return name if name in ("ma_cdmp", "paper_reading") else "networld"
+
+    fields = ("method", "obs_set", "label", "updates", "target_transitions", "settings")
+    return len(
+        {
+            json.dumps([row[field] for field in fields], sort_keys=True)
+            for row in finished
+            if (row["task"], row["tier"], row["split"]) == (task, tier, "validation")
+            and family(row["method"]) == family(method)
+        }
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- settings of a run
@@ -270,8 +311,9 @@ def columns(config: ml_collections.ConfigDict, known: dict[str, Method], run: Ru
     if kind in ("world model", "baseline"):
         whole = 0 if run.num_steps else config.queue.target_trajectories.get(run.task, 0)
         size = target_size(config.collect, run.task, whole, run.num_steps, run.num_topologies)
-        default_updates = config.adapt.num_updates if kind == "world model" else config.baselines.num_updates
-        updates = run.num_updates or known[run.method].changes.get("adapt.num_updates", default_updates)
+        section = "adapt" if kind == "world model" else "baselines"
+        changed = known[run.method].changes.get(f"{section}.num_updates", config[section].num_updates)
+        updates = run.num_updates or changed
     return (run.task, run.tier, run.method, run.seed, run.split, run.obs_set, run.label, *size, updates)
 
 

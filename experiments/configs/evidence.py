@@ -9,7 +9,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments import methods
+from experiments import grids, methods
 from experiments.configs import default, paper
 from networld_jax.baselines import BASELINES
 
@@ -52,6 +52,7 @@ def group(methods: tuple[str, ...], **fields) -> ConfigDict:
     # best on validation so far
     g.sizes = ConfigDict()  # task -> environment steps, or (steps, topologies); empty = all target data
     g.updates = (1.0,)  # shares of training at which to score
+    g.variants = ""  # of experiments/grids.py: "all" settings of a method, too; "best" = the best on validation instead
     g.update(fields)
     return g
 
@@ -100,6 +101,9 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.headline = group((*rules, *HEADLINE), tiers=("mixed", "expert"))
     c.groups.headline_seeds = group(("networld", "networld_scratch", *RIVALS), seeds=(0, 1, 2, 3, 4))
     four = (("own", "own"), ("own+mf", "own"), ("own", "neighbourhood"), ("own+mf", "neighbourhood"))
+    everywhere = ("mixed", "expert")
+    c.groups.tuning = group(tuple(grids.GRIDS), tiers=everywhere, splits=("validation",), seeds=(0,), variants="all")
+    c.groups.tuned = group(tuple(grids.GRIDS), tiers=everywhere, variants="best")
     c.groups.cells = group(HEADLINE, tiers=("mixed", "expert"), splits=("validation",), seeds=(0,), cells=four)
     c.groups.headline_best = group((*rules, *HEADLINE), tiers=("mixed", "expert"), cells=(("best", "best"),))
     few_shot = FEW_SHOT if preset == "small" else dict.fromkeys(c.tasks, (50_000,))

@@ -32,11 +32,23 @@ def learning_rate_schedule(peak: float, num_updates: int, warmup_updates: int = 
     )
 
 
+def adam(learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Adam; kernels (leaves of two or more axes) shrink by learning_rate * weight_decay per update (decoupled;
+    Loshchilov & Hutter 2019)."""
+
+    def kernels(tree):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+    if not weight_decay:
+        return optax.adam(learning_rate)
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=kernels)
+
+
 def make_optimiser(
     learning_rate: optax.ScalarOrSchedule, clip_norm: float = 1.0, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """Adam(W) behind a global-norm clip."""
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(learning_rate, weight_decay=weight_decay))
+    """`adam` behind a global-norm clip."""
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adam(learning_rate, weight_decay))
 
 
 def adaptation_labels(params: Params, task: str, fresh: Sequence[str] = ()) -> Params:
@@ -68,17 +80,12 @@ def make_adaptation_optimiser(
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam with per-label rates: new task and `fresh` nets at full rate, the other shared nets at `finetune_scale`
-    times it (0 = frozen), their last layers at `readout_scale` times it (None = like the rest of the net). Kernels that
-    learn shrink by rate * `weight_decay` per update (decoupled; Loshchilov & Hutter 2019)."""
-
-    def kernels(tree):
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+    times it (0 = frozen), their last layers at `readout_scale` times it (None = like the rest of the net)."""
 
     def scaled(scale):
         if not scale:
             return optax.set_to_zero()
-        rate = lambda count: scale * learning_rate(count)  # noqa: E731
-        return optax.adamw(rate, weight_decay=weight_decay, mask=kernels) if weight_decay else optax.adam(rate)
+        return adam(lambda count: scale * learning_rate(count), weight_decay)
 
     transforms = {
         "train": scaled(1.0),

@@ -69,7 +69,8 @@ def make_rc_bc(spec: TaskSpec, config: AdvantageBCConfig) -> Baseline:
 
 
 def _make(spec: TaskSpec, config: AdvantageBCConfig, conditioned: bool) -> Baseline:
-    optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
+    rate = training.learning_rate_schedule(config.learning_rate, config.num_updates)
+    optimiser = training.make_optimiser(rate, weight_decay=config.weight_decay)
     value_net = networks.MLP((*config.hidden, 1))
     width = inputs.input_dim(spec, config)
     value_updates = round(config.value_fraction * config.num_updates)

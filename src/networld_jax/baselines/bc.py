@@ -42,7 +42,8 @@ class BCConfig(BaselineConfig):
 
 def make_bc(spec: TaskSpec, config: BCConfig) -> Baseline:
     """The clone as a Baseline."""
-    optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
+    rate = training.learning_rate_schedule(config.learning_rate, config.num_updates)
+    optimiser = training.make_optimiser(rate, weight_decay=config.weight_decay)
 
     def logits(params, stats, features):
         return action_heads.predict(spec, stats, config.hidden, params, features)

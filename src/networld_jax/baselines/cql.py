@@ -94,7 +94,7 @@ def _make_box(spec: TaskSpec, config: CQLConfig) -> Baseline:
     critic_net = networks.MLP((*config.hidden, 1), layer_norm=config.layer_norm)
     policy_net = networks.MLP((*config.hidden, 2 * size))
     optimiser = training.make_optimiser(config.learning_rate, config.clip_norm)
-    policy_optimiser = training.make_optimiser(config.policy_learning_rate, config.clip_norm)
+    policy_optimiser = training.make_optimiser(config.policy_learning_rate, config.clip_norm, config.weight_decay)
     clone_updates = round(config.clone_fraction * config.num_updates)
 
     def distribution(policy, features):
@@ -219,7 +219,7 @@ def _make_box(spec: TaskSpec, config: CQLConfig) -> Baseline:
 
 def _make_integer(spec: TaskSpec, config: CQLConfig) -> Baseline:
     width, size = inputs.input_dim(spec, config), spec.action_dim
-    optimiser = training.make_optimiser(config.learning_rate, config.clip_norm)
+    optimiser = training.make_optimiser(config.learning_rate, config.clip_norm, config.weight_decay)
 
     def critic_net(stats):
         return networks.MLP((*config.hidden, size * stats.action_bins.shape[-1]), layer_norm=config.layer_norm)

@@ -89,7 +89,8 @@ def make_dd(spec: TaskSpec, config: DDConfig) -> Baseline:
     inverse_dim = width + spec.obs_dim + config.noise_aware
     schedule = cosine_schedule(config.diffusion_steps)
     unet = networks.TemporalUNet(width, width=config.width, mults=config.width_mults, layout=config.layout)
-    optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
+    rate = training.learning_rate_schedule(config.learning_rate, config.num_updates)
+    optimiser = training.make_optimiser(rate, weight_decay=config.weight_decay)
 
     def prepare(trajectories, stats):
         data, stats = returns.label_steps(trajectories, stats, config.label, config.discount, config.return_steps)

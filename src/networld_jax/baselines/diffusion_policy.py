@@ -54,7 +54,8 @@ def make_diffusion_policy(spec: TaskSpec, config: DiffusionPolicyConfig) -> Base
     width, size = inputs.input_dim(spec, config), spec.action_dim
     schedule = cosine_schedule(config.diffusion_steps)
     denoiser, critic = networks.ActionDenoiser(config.hidden), networks.MLP((*config.hidden, 1))
-    optimiser = training.make_optimiser(training.learning_rate_schedule(config.learning_rate, config.num_updates))
+    rate = training.learning_rate_schedule(config.learning_rate, config.num_updates)
+    optimiser = training.make_optimiser(rate, weight_decay=config.weight_decay)
 
     def q(params, features, scaled):
         return networks.apply_twins(critic, params["critic"], jnp.concatenate([features, scaled], -1))[..., 0]

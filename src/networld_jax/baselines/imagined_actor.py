@@ -71,7 +71,9 @@ def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline
         "simulator": training.make_optimiser(
             rate(config.learning_rate, config.num_updates), weight_decay=config.model_weight_decay
         ),
-        "actor": training.make_optimiser(rate(config.actor_learning_rate, actor_updates)),
+        "actor": training.make_optimiser(
+            rate(config.actor_learning_rate, actor_updates), weight_decay=config.weight_decay
+        ),
     }
 
     def mean_action(params, stats, features):

@@ -135,7 +135,7 @@ def make_iql(spec: TaskSpec, config: IQLConfig) -> Baseline:
     decay = optax.cosine_decay_schedule(config.learning_rate, config.num_updates)
     optimisers = {
         "value": training.make_optimiser(config.learning_rate, config.clip_norm),
-        "policy": training.make_optimiser(decay, config.clip_norm),
+        "policy": training.make_optimiser(decay, config.clip_norm, config.weight_decay),
         "critic": training.make_optimiser(config.learning_rate, config.clip_norm),
     }
 

@@ -114,10 +114,10 @@ def make_multi_task_bc(spec: TaskSpec, config: MultiTaskBCConfig, trunk: Params 
     init_layers, init_trunk, logits = task_net(spec, config)
     rate = training.learning_rate_schedule(config.learning_rate, config.num_updates)
     scale = 1.0 if trunk is None else config.trunk_scale
-    slow = optax.adam(lambda count: scale * rate(count)) if scale else optax.set_to_zero()
+    slow = training.adam(lambda count: scale * rate(count), config.weight_decay) if scale else optax.set_to_zero()
+    rates = {"layers": training.adam(rate, config.weight_decay), "trunk": slow}
     optimiser = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.multi_transform({"layers": optax.adam(rate), "trunk": slow}, {"layers": "layers", "trunk": "trunk"}),
+        optax.clip_by_global_norm(1.0), optax.multi_transform(rates, {"layers": "layers", "trunk": "trunk"})
     )
 
     def init(key, stats):

@@ -38,10 +38,12 @@ class BaselineConfig:
     learning_rate: float = 1e-3
     num_updates: int = 2000  # length of every schedule
     ema_decay: float = 0.995  # of the weights that act
+    weight_decay: float = 0.0  # of what acts: kernels shrink by learning_rate * weight_decay per update
 
     def __post_init__(self):
         require(self, 1, float("inf"), "batch_size", "num_updates")
         require(self, 0.0, 1.0, "ema_decay")
+        require(self, 0.0, float("inf"), "weight_decay")
         require(self, 0, 32, "message_bits")
         require_positive(self, "learning_rate", "message_range")
         require_message_bits(self.message_bits)
