@@ -15,7 +15,7 @@ from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
 from experiments.methods import BASELINE_METHODS, CEILING, LADDER, ensemble_of
 from experiments.rows import Row
-from experiments.runs import COLUMNS, Run, best_cell, settings_tried
+from experiments.runs import COLUMNS, Run, best_cell, setting_scores, settings_tried
 from experiments.tables import markdown_table
 from networld_jax import statistics
 from networld_jax.evaluation import anchored
@@ -169,6 +169,43 @@ def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[
     trained = f"Target data: {size} environment steps. " if size else ""
     first = cells[0].rows[0]
     return f"{trained}{len(first['instance_rewards'])} test instances.\n\n" + markdown_table(header, lines)
+
+
+def tuned_table(
+    rows: Sequence[Row], config: Any, tasks: Sequence[str], tier: str, methods: Sequence[str], headline: Sequence[str]
+) -> str | None:
+    """Every method of which settings were tried: the best of them on validation instances, and what it has on the test
+    instances. None without any."""
+    lines = []
+    for task in tasks:
+        found = headline_cells(rows, task, tier, headline)
+        ours = [found[name] for name in (OURS, WITHOUT_PRETRAINING) if name in found]
+        of_task = []
+        for name in methods:
+            if name not in found:
+                continue
+            first = found[name].rows[0]
+            scores = setting_scores(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
+            if len(scores) < 2 or name not in scores:
+                continue
+            best = max(scores, key=scores.__getitem__)
+            tuned = cell(rows, task, tier, best, target_transitions=first["target_transitions"])
+            if tuned is None:
+                continue
+            gain = "" if best == name else signed(statistics.paired_interval(tuned.rewards, found[name].rewards))
+            setting = "as it is" if best == name else f"`{best.removeprefix(f'{name}_')}`"
+            minus = signed(statistics.paired_interval(highest(ours).rewards, tuned.rewards)) if ours else ""
+            line = (
+                f"`{task}`", f"`{name}`", len(scores), setting, f"{scores[name]:.3f}", f"{scores[best]:.3f}",
+                number(found[name].interval), number(tuned.interval), gain, minus, tuned.seeds,
+            )  # fmt: skip
+            of_task.append((tuned.rewards.mean(), line))
+        lines += [line for _, line in sorted(of_task, key=lambda pair: -pair[0])]
+    header = (
+        "task", "method", "settings", "best on validation", "validation, as it is", "validation, best",
+        "test, as it is", "test, best", "gain", "better NetWorld minus it", "seeds",
+    )  # fmt: skip
+    return markdown_table(header, lines) if lines else None
 
 
 def against_table(

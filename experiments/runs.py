@@ -156,9 +156,9 @@ def best_cell(finished: Sequence[rows.Row], task: str, tier: str, method: str) -
     return max(rewards, key=lambda cell: float(np.mean(rewards[cell])), default=None)
 
 
-def best_setting(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> str:
-    """Of a run's method and the settings in its grid the name of the one with the highest mean reward on validation
-    instances, over the seeds that all those with rows share; the method itself without such rows."""
+def setting_scores(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> dict[str, float]:
+    """Name -> mean reward on validation instances of a run's method and of the settings in its grid, where there are
+    rows, over the seeds that all of them share."""
     known, rewards = methods.table(config), {}
     for name in (run.method, *grids.variants(run.method)):
         wanted = columns(config, known, dataclasses.replace(run, method=name, split="validation", seed=0))
@@ -168,9 +168,13 @@ def best_setting(config: ml_collections.ConfigDict, finished: Sequence[rows.Row]
             latest = found[-1]["settings"]  # a method whose settings were changed since has rows of both
             rewards[name] = {row["seed"]: row["reward"] for row in found if row["settings"] == latest}
     seeds = set.intersection(*map(set, rewards.values())) if rewards else set()
-    if not seeds:
-        return run.method
-    return max(rewards, key=lambda name: float(np.mean([rewards[name][seed] for seed in seeds])))
+    return {name: float(np.mean([of[seed] for seed in seeds])) for name, of in rewards.items()} if seeds else {}
+
+
+def best_setting(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> str:
+    """The setting with the highest of these scores; the method itself without any."""
+    scores = setting_scores(config, finished, run)
+    return max(scores, key=scores.__getitem__, default=run.method)
 
 
 def settings_tried(finished: Sequence[rows.Row], task: str, tier: str, method: str) -> int:

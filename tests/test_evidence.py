@@ -103,6 +103,23 @@ def test_the_ensemble_table_compares_four_with_one_the_rivals_four_and_the_rule(
     assert evidence.ensemble_table(FOUND, *wanted) == "No rows yet.\n"
 
 
+def test_the_tuned_table_shows_the_best_on_validation_on_test_instances():
+    """filtered_bc is better by 0.1 where a quarter is kept; ma_dd's own setting is its best."""
+    quarter = "filtered_bc_keep_fraction_0.25"
+    scored = {"filtered_bc": -0.7, quarter: -0.5, "ma_dd": -0.5, "ma_dd_guide_scale_3": -0.9}
+    looked_at = [row(name, reward, split="validation") for name, reward in scored.items()]
+    tested = [*seeds("filtered_bc", -0.75), *seeds(quarter, -0.65), *seeds("ma_dd", -0.7)]
+    config, rivals = configuration.get_config(), ("ma_bc", "ma_dd", "filtered_bc")
+    wanted = (config, ("rb",), "mixed", rivals, ("networld", "networld_scratch", *rivals))
+    lines = evidence.tuned_table([*FOUND, *looked_at, *tested], *wanted).splitlines()[2:]
+    better, own = ([part.strip() for part in line.strip("|").split("|")] for line in lines)
+    assert better[:4] == ["`rb`", "`filtered_bc`", "2", "`keep_fraction_0.25`"]
+    numbers = [float(part.split()[0]) for part in better[4:10]]
+    assert numbers == pytest.approx([-0.7, -0.5, -0.75, -0.65, 0.1, 0.1], abs=0.015)
+    assert own[1:4] == ["`ma_dd`", "2", "as it is"] and own[8] == ""
+    assert evidence.tuned_table([*FOUND, *tested], *wanted) is None
+
+
 def test_the_summary_compares_the_better_networld_with_the_best_other_method():
     methods = ("ma_bc", "filtered_bc", "networld_scratch", "networld", "idm_only")
     found = [*FOUND, *seeds("filtered_bc", -0.7), *seeds("idm_only", -0.1)]  # the inverse model is a part of ours

@@ -13,14 +13,16 @@ from pathlib import Path
 from experiments import evidence, evidence_figures, rows, runs
 from experiments.configs import evidence as configuration
 from experiments.figures import save
+from experiments.methods import TUNED_FROM
 from experiments.methods import table as methods_table
 from experiments.tables import markdown_table
 from networld_jax.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
-GROUPS = ("headline", "headline_seeds", "controls", "sizes", "topologies", "curves", "ensembles", "guidance",
-          "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling", "paper_reading")  # fmt: skip
+GROUPS = ("headline", "headline_seeds", "tuning", "tuned", "controls", "sizes", "topologies", "curves", "ensembles",
+          "guidance", "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling",
+          "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
              "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
 """Groups of variants, and the method that each of them changes in one point."""
@@ -40,6 +42,11 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
             parts += [f"### {task}, {tier} data\n", evidence.headline_table(found, task, tier, headline)]
     for tier in TIERS:
         parts += [f"### Over all tasks, {tier} data\n", evidence.aggregate_table(found, tasks, tier, headline)]
+    tuned = tuple(config.groups.tuned.methods)
+    tables = {tier: evidence.tuned_table(found, config, tasks, tier, tuned, headline) for tier in TIERS}
+    if any(tables.values()):
+        parts += ["## Do the rivals only lack tuning?\n", TUNED]
+        parts += [f"### Tuned rivals, {tier} data\n\n{table}" for tier, table in tables.items() if table]
     parts += ["### On expert data, is planning at least not worse than cloning?\n"]
     parts += ["\n".join(f"- {evidence.equal_to_clones(found, task, headline)}" for task in tasks) + "\n"]
     parts += ["## Does it transfer?\n", TRANSFER]
@@ -97,6 +104,10 @@ variants together: it was tuned more than its rivals (docs/experiments.md, E23 a
 Seconds are one process's wall time for training and scoring; a variant that differs in planning only reuses its model
 and shows the scoring.
 """
+TUNED = """Of every method beside NetWorld up to eight settings other than its own, one field changed in each
+(`experiments/grids.py`), were scored on validation instances, seed 0; the best of them, the method's own among them,
+was trained with three seeds and scored on the test instances.
+"""
 TRANSFER = """Same few-shot data, updates and schedule for all. Transfer is claimed only where `networld` is above
 scratch, random frozen nets, time-shuffled and synthetic pre-training, each in a paired 95 % interval.
 """
@@ -133,7 +144,8 @@ def missing(found: Sequence[rows.Row], config) -> list[str]:
 
 def names(config) -> str:
     """Every method in a line."""
-    return markdown_table(("method", "what it is"), [(f"`{n}`", m.note) for n, m in methods_table(config).items()])
+    shown = {name: method for name, method in methods_table(config).items() if name not in TUNED_FROM}
+    return markdown_table(("method", "what it is"), [(f"`{name}`", method.note) for name, method in shown.items()])
 
 
 def figures(found: Sequence[rows.Row], preset: str) -> dict[str, object]:

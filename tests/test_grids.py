@@ -1,0 +1,72 @@
+"""Every baseline is given the same number of other settings, and the best on validation instances is the one scored."""
+
+import json
+
+import pytest
+
+from experiments import grids, methods, rows, runs
+from experiments.configs import evidence as configuration
+from tests.test_evidence import row
+
+CONFIG = configuration.get_config()
+
+
+@pytest.mark.parametrize("method", grids.GRIDS)
+def test_every_setting_is_another_one(method):
+    """A default among the values to try would be a trial wasted."""
+    names = (method, *grids.variants(method))
+    for task in CONFIG.tasks:
+        started = [runs.row_start(CONFIG, runs.Run(task, "mixed", name, "own+mf", "none"))[1] for name in names]
+        assert len({json.dumps([r["settings"], r["updates"]], sort_keys=True) for r in started}) == grids.NUM_TRIED + 1
+
+
+def test_every_rival_of_the_headline_is_tuned():
+    ours = {"networld", "networld_scratch", "idm_only", "idm_only_noise"}
+    assert set(configuration.HEADLINE) - ours - set(methods.VARIANT_OF) == set(grids.GRIDS)
+
+
+def test_a_variant_trains_with_what_it_changes():
+    run = runs.Run("rb", "mixed", "filtered_bc_num_updates_500", "own+mf", "own")
+    resolved, started = runs.row_start(CONFIG, run)
+    assert resolved.baselines.num_updates == started["updates"] == 500
+    assert runs.columns(CONFIG, methods.table(CONFIG), run) == tuple(started[field] for field in runs.COLUMNS)
+    resolved, _ = runs.row_start(CONFIG, runs.Run("rb", "mixed", "ma_dd_guide_scale_3", "own+mf", "own"))
+    assert resolved.baselines.ma_dd.guide_scale == 3 and resolved.baselines.ma_dd.label == "own"
+
+
+def chosen(*scored):
+    """What group `tuned` runs of filtered_bc, by seed, after these (method, reward, fields of the row)."""
+    config = CONFIG.copy_and_resolve_references()
+    config.queue.groups, config.queue.tasks, config.queue.tiers = ("tuned",), ("rb",), ("mixed",)
+    config.queue.methods = ("filtered_bc",)
+    found = [row(name, reward, **({"split": "validation"} | fields)) for name, reward, fields in scored]
+    wanted = runs.list_runs(config, found)
+    assert [run.seed for run in wanted] == [0, 1, 2] and {run.split for run in wanted} == {"test"}
+    (name,) = {run.method for run in wanted}
+    return name
+
+
+def test_the_best_setting_on_validation_is_scored():
+    default, narrow = ("filtered_bc", -0.7, {}), ("filtered_bc_keep_fraction_0.25", -0.5, {})
+    short = ("filtered_bc_num_updates_500", -0.4, {"updates": 500})
+    assert chosen() == "filtered_bc"
+    assert chosen(default, narrow) == "filtered_bc_keep_fraction_0.25"
+    assert chosen(default, narrow, short) == "filtered_bc_num_updates_500"
+    assert chosen(("filtered_bc", -0.3, {}), narrow, short) == "filtered_bc"
+    for elsewhere in ({"split": "test"}, {"task": "cbf"}, {"tier": "expert"}, {"size": 1000}, {"obs_set": "own"}):
+        assert chosen(default, ("filtered_bc_keep_fraction_0.25", 0.0, elsewhere)) == "filtered_bc"
+
+
+def test_settings_are_compared_on_the_seeds_they_share():
+    lucky = ("filtered_bc", -0.1, {"seed": 1})
+    scored = [("filtered_bc", -0.7, {}), lucky, ("filtered_bc_keep_fraction_0.25", -0.5, {})]
+    assert chosen(*scored) == "filtered_bc_keep_fraction_0.25"
+
+
+def test_all_settings_are_runs_of_the_tuning_group():
+    config = CONFIG.copy_and_resolve_references()
+    config.queue.groups, config.queue.tasks, config.queue.methods = ("tuning",), ("rb",), ("ma_iql", "networld")
+    wanted = [run for run in runs.list_runs(config) if run.tier == "mixed"]
+    assert [run.method for run in wanted] == ["ma_iql", *grids.variants("ma_iql"), "networld"]
+    assert {(run.split, run.seed) for run in wanted} == {("validation", 0)}
+    assert len({rows.identity(runs.row_start(config, run)[1]) for run in wanted}) == len(wanted)
