@@ -84,6 +84,20 @@ def test_every_baseline_keeps_the_contract(name, kind):
     assert policy.message_bytes == (charged if hears else 0)
 
 
+@pytest.mark.parametrize("kind", ["box", "integer"])
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_weight_decay_reaches_every_optimiser(name, kind):
+    """An optimiser that decays keeps another state, that of its mask."""
+    spec, data, stats = problem(kind)
+
+    def optimiser_of(weight_decay):
+        baseline = BASELINES[name](spec, small(name, weight_decay=weight_decay))
+        _, prepared = baseline.prepare(data, stats)
+        return jax.tree.structure(jax.eval_shape(baseline.init, jax.random.key(0), prepared).opt_state)
+
+    assert optimiser_of(1.0) != optimiser_of(0.0)
+
+
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_actions_depend_on_neighbours_only(name):
     """Random weights; agent 0's observation moves its own action and that of its neighbour, nobody else's."""

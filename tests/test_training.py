@@ -92,6 +92,17 @@ def two_tasks():
     return params, tiny.random_params(make_world_model(tiny.CONFIG, specs), seed=1)
 
 
+def test_adam_with_weight_decay_shrinks_kernels_only():
+    """Without gradients a kernel is multiplied by 1 - rate * decay; biases stay."""
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    none = jax.tree.map(jnp.zeros_like, params)
+    for decay, kept in ((0.0, 1.0), (5.0, 0.95)):
+        optimiser = training.make_optimiser(0.01, weight_decay=decay)
+        updates, _ = optimiser.update(none, optimiser.init(params), params)
+        np.testing.assert_allclose(params["kernel"] + updates["kernel"], kept, rtol=1e-6)
+        np.testing.assert_array_equal(updates["bias"], 0.0)
+
+
 def updated(params, gradient, finetune_scale, fresh=(), weight_decay=0.0):
     rate = lambda count: 1e-3  # noqa: E731
     optimiser = training.make_adaptation_optimiser(
