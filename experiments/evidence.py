@@ -174,36 +174,35 @@ def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[
 def tuned_table(
     rows: Sequence[Row], config: Any, tasks: Sequence[str], tier: str, methods: Sequence[str], headline: Sequence[str]
 ) -> str | None:
-    """Every method of which settings were tried: the best of them on validation instances, and what it has on the test
-    instances. None without any."""
+    """Every method of which settings were tried: the best of them on validation instances, what it has on the test
+    instances, and the difference of NetWorld's best (as it is where none was tried) to it. None without any."""
     lines = []
     for task in tasks:
         found = headline_cells(rows, task, tier, headline)
-        ours = [found[name] for name in (OURS, WITHOUT_PRETRAINING) if name in found]
-        of_task = []
-        for name in methods:
-            if name not in found:
-                continue
+        tuned, scores = {}, {}
+        for name in (name for name in methods if name in found):
             first = found[name].rows[0]
-            scores = setting_scores(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
-            if len(scores) < 2 or name not in scores:
-                continue
-            best = max(scores, key=scores.__getitem__)
-            tuned = cell(rows, task, tier, best, target_transitions=first["target_transitions"])
-            if tuned is None:
-                continue
-            gain = "" if best == name else signed(statistics.paired_interval(tuned.rewards, found[name].rewards))
-            setting = "as it is" if best == name else f"`{best.removeprefix(f'{name}_')}`"
-            minus = signed(statistics.paired_interval(highest(ours).rewards, tuned.rewards)) if ours else ""
-            line = (
-                f"`{task}`", f"`{name}`", len(scores), setting, f"{scores[name]:.3f}", f"{scores[best]:.3f}",
-                number(found[name].interval), number(tuned.interval), gain, minus, tuned.seeds,
+            scores[name] = setting_scores(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
+            if len(scores[name]) > 1 and name in scores[name]:
+                best = max(scores[name], key=scores[name].__getitem__)
+                c = cell(rows, task, tier, best, target_transitions=first["target_transitions"])
+                tuned |= {} if c is None else {name: c}
+        ours = tuned.get(WITHOUT_PRETRAINING) or found.get(WITHOUT_PRETRAINING)
+        for name, c in sorted(tuned.items(), key=lambda item: -item[1].rewards.mean()):
+            is_changed, tried = c.method != name, scores[name]
+            gain = signed(statistics.paired_interval(c.rewards, found[name].rewards)) if is_changed else ""
+            setting = f"`{c.method.removeprefix(f'{name}_')}`" if is_changed else "as it is"
+            minus = "" if ours is None or ours is c else signed(statistics.paired_interval(ours.rewards, c.rewards))
+            lines.append(
+                (
+                    f"`{task}`", f"**`{name}`**" if ours is c else f"`{name}`", len(tried), setting,
+                    f"{tried[name]:.3f}", f"{tried[c.method]:.3f}", number(found[name].interval), number(c.interval),
+                    gain, minus, c.seeds,
+                )
             )  # fmt: skip
-            of_task.append((tuned.rewards.mean(), line))
-        lines += [line for _, line in sorted(of_task, key=lambda pair: -pair[0])]
     header = (
         "task", "method", "settings", "best on validation", "validation, as it is", "validation, best",
-        "test, as it is", "test, best", "gain", "better NetWorld minus it", "seeds",
+        "test, as it is", "test, best", "gain", "NetWorld minus it", "seeds",
     )  # fmt: skip
     return markdown_table(header, lines) if lines else None
 

@@ -1,5 +1,5 @@
-"""What is tried for every baseline before it may be called weaker: eight settings beside the default, one field changed
-in each, scored on validation instances (groups `tuning` and `tuned` of configs/evidence.py)."""
+"""What is tried for every method, NetWorld and its rivals, before one may be called weaker: eight settings beside its
+own, one field changed in each, scored on validation instances (groups `tuning` and `tuned` of configs/evidence.py)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ SHORTER, LONGER = 500, 2000  # updates; 1000 otherwise
 SCHEDULE = {"baselines.num_updates": (SHORTER, LONGER)}
 
 GRIDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "networld_scratch": {
+        "adapt.num_updates": (SHORTER, LONGER),
+        "adapt.weight_decay": (1.0, 3.0),
+        "loss.advantage_weighting": (1.0,),
+        "planner.guide_scale": (10.0, 300.0),
+        "planner.num_averaged": (4,),
+    },
     "ma_bc": SCHEDULE | {"learning_rate": (3e-4, 3e-3), "weight_decay": (0.3, 1.0, 3.0), "ema_decay": (0.98,)},
     "bc_shift": SCHEDULE | {"shift_std": (-0.1, 0.05, 0.2, 0.4), "weight_decay": (1.0,), "learning_rate": (3e-4,)},
     "bc_quantile": SCHEDULE | {"quantile": (0.4, 0.5, 0.7, 0.8), "weight_decay": (1.0,), "learning_rate": (3e-4,)},

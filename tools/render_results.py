@@ -45,8 +45,8 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     tuned = tuple(config.groups.tuned.methods)
     tables = {tier: evidence.tuned_table(found, config, tasks, tier, tuned, headline) for tier in TIERS}
     if any(tables.values()):
-        parts += ["## Do the rivals only lack tuning?\n", TUNED]
-        parts += [f"### Tuned rivals, {tier} data\n\n{table}" for tier, table in tables.items() if table]
+        parts += ["## The same tuning budget for all\n", TUNED]
+        parts += [f"### The best of nine settings, {tier} data\n\n{table}" for tier, table in tables.items() if table]
     parts += ["### On expert data, is planning at least not worse than cloning?\n"]
     parts += ["\n".join(f"- {evidence.equal_to_clones(found, task, headline)}" for task in tasks) + "\n"]
     parts += ["## Does it transfer?\n", TRANSFER]
@@ -104,9 +104,9 @@ variants together: it was tuned more than its rivals (docs/experiments.md, E23 a
 Seconds are one process's wall time for training and scoring; a variant that differs in planning only reuses its model
 and shows the scoring.
 """
-TUNED = """Of every method beside NetWorld up to eight settings other than its own, one field changed in each
-(`experiments/grids.py`), were scored on validation instances, seed 0; the best of them, the method's own among them,
-was trained with three seeds and scored on the test instances.
+TUNED = """The same search for all: of NetWorld from scratch and of every rival, eight settings other than its own, one
+field changed in each (`experiments/grids.py`), are scored on validation instances, seed 0; the best of the nine is
+trained with three seeds and scored on the test instances. Fewer than nine: the others have no rows yet.
 """
 TRANSFER = """Same few-shot data, updates and schedule for all. Transfer is claimed only where `networld` is above
 scratch, random frozen nets, time-shuffled and synthetic pre-training, each in a paired 95 % interval.
