@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,33 +171,56 @@ def headline_table(rows: Sequence[Row], task: str, tier: str, methods: Sequence[
     return f"{trained}{len(first['instance_rewards'])} test instances.\n\n" + markdown_table(header, lines)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """A method as it is and in its best setting on validation instances."""
+
+    as_it_is: Cell
+    best: Cell
+    scores: Mapping[str, float]  # setting -> mean reward on validation instances
+
+    @property
+    def setting(self) -> str:
+        """What the best one changes."""
+        changed = self.best.method.removeprefix(f"{self.as_it_is.method}_")
+        return "as it is" if self.best.method == self.as_it_is.method else f"`{changed}`"
+
+
+def tuned_methods(
+    rows: Sequence[Row], config: Any, task: str, tier: str, methods: Sequence[str], headline: Sequence[str]
+) -> dict[str, Tuned]:
+    """Those of `methods` of which settings were tried, the best on test instances first."""
+    found = {}
+    for name, c in headline_cells(rows, task, tier, headline, methods).items():
+        first = c.rows[0]
+        scores = setting_scores(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
+        if len(scores) > 1 and name in scores:
+            best = max(scores, key=scores.__getitem__)
+            tuned = cell(rows, task, tier, best, target_transitions=first["target_transitions"])
+            found |= {} if tuned is None else {name: Tuned(c, tuned, scores)}
+    return dict(sorted(found.items(), key=lambda item: -item[1].best.rewards.mean()))
+
+
 def tuned_table(
     rows: Sequence[Row], config: Any, tasks: Sequence[str], tier: str, methods: Sequence[str], headline: Sequence[str]
 ) -> str | None:
     """Every method of which settings were tried: the best of them on validation instances, what it has on the test
-    instances, and the difference of NetWorld's best (as it is where none was tried) to it. None without any."""
+    instances, and the difference of NetWorld's best to it. None without any."""
     lines = []
     for task in tasks:
-        found = headline_cells(rows, task, tier, headline)
-        tuned, scores = {}, {}
-        for name in (name for name in methods if name in found):
-            first = found[name].rows[0]
-            scores[name] = setting_scores(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
-            if len(scores[name]) > 1 and name in scores[name]:
-                best = max(scores[name], key=scores[name].__getitem__)
-                c = cell(rows, task, tier, best, target_transitions=first["target_transitions"])
-                tuned |= {} if c is None else {name: c}
-        ours = tuned.get(WITHOUT_PRETRAINING) or found.get(WITHOUT_PRETRAINING)
-        for name, c in sorted(tuned.items(), key=lambda item: -item[1].rewards.mean()):
-            is_changed, tried = c.method != name, scores[name]
-            gain = signed(statistics.paired_interval(c.rewards, found[name].rewards)) if is_changed else ""
-            setting = f"`{c.method.removeprefix(f'{name}_')}`" if is_changed else "as it is"
-            minus = "" if ours is None or ours is c else signed(statistics.paired_interval(ours.rewards, c.rewards))
+        tuned = tuned_methods(rows, config, task, tier, methods, headline)
+        ours = tuned.get(WITHOUT_PRETRAINING)
+        for name, t in tuned.items():
+            gain = minus = ""
+            if t.best.method != name:
+                gain = signed(statistics.paired_interval(t.best.rewards, t.as_it_is.rewards))
+            if ours is not None and t is not ours:
+                minus = signed(statistics.paired_interval(ours.best.rewards, t.best.rewards))
             lines.append(
                 (
-                    f"`{task}`", f"**`{name}`**" if ours is c else f"`{name}`", len(tried), setting,
-                    f"{tried[name]:.3f}", f"{tried[c.method]:.3f}", number(found[name].interval), number(c.interval),
-                    gain, minus, c.seeds,
+                    f"`{task}`", f"**`{name}`**" if t is ours else f"`{name}`", len(t.scores), t.setting,
+                    f"{t.scores[name]:.3f}", f"{t.scores[t.best.method]:.3f}", number(t.as_it_is.interval),
+                    number(t.best.interval), gain, minus, t.best.seeds,
                 )
             )  # fmt: skip
     header = (
@@ -205,6 +228,28 @@ def tuned_table(
         "test, as it is", "test, best", "gain", "NetWorld minus it", "seeds",
     )  # fmt: skip
     return markdown_table(header, lines) if lines else None
+
+
+def tuned_summary_table(
+    rows: Sequence[Row], config: Any, tasks: Sequence[str], tier: str, methods: Sequence[str], headline: Sequence[str]
+) -> str:
+    """One line per task: NetWorld from scratch and its rivals, each in its best setting."""
+    lines = []
+    for task in tasks:
+        tuned = tuned_methods(rows, config, task, tier, methods, headline)
+        ours = tuned.pop(WITHOUT_PRETRAINING, None)
+        if ours is None or not tuned:
+            continue
+        shown = [f"`{name}`, {t.setting}: {t.best.interval.mean:.3f}" for name, t in tuned.items()]
+        first = next(iter(tuned.values()))
+        minus = signed(statistics.paired_interval(ours.best.rewards, first.best.rewards))
+        best = f"{ours.setting}: {number(ours.best.interval)}"
+        lines.append((f"`{task}`", best, "; ".join(shown[:3]), len(tuned), minus, ours.best.seeds))
+    header = (
+        "task", "NetWorld from scratch, best of its settings", "highest rivals, each in its best", "rivals tuned",
+        "NetWorld minus the first", "seeds",
+    )  # fmt: skip
+    return markdown_table(header, lines)
 
 
 def against_table(

@@ -74,6 +74,14 @@ def evidence_block() -> str:
     return f"Mean reward on unseen networks [95 % interval]. {render_results.provenance(found, 'small')}\n{table}"
 
 
+def tuned_block() -> str:
+    """NetWorld and its rivals after the same search, on mixed data."""
+    found, tasks = published()
+    config = configuration.get_config()
+    methods = tuple(config.groups.tuned.methods)
+    return evidence.tuned_summary_table(found, config, tasks, "mixed", methods, configuration.HEADLINE)
+
+
 def ensembles_block() -> str:
     """Four policies acting as one, ours and the rivals', on mixed data."""
     return evidence.ensemble_table(*published(), "mixed", configuration.HEADLINE, configuration.IN_FOURS)
@@ -82,6 +90,7 @@ def ensembles_block() -> str:
 BLOCKS = {
     "demo": demo_block,
     "evidence": evidence_block,
+    "tuned": tuned_block,
     "ensembles": ensembles_block,
     "calibration": calibration_block,
     "performance": render_performance.headlines_block,
