@@ -58,9 +58,15 @@ def start(stage, workdir, processes, *flags, devices=1):
     ]
 
 
-def finish(jobs, timeout_s=120):
-    """(exit codes, standard errors)."""
-    outputs = [job.communicate(timeout=timeout_s) for job in jobs]
+def finish(jobs, timeout_s=240):
+    """(exit codes, standard errors). None of them is left running where one takes too long."""
+    try:
+        outputs = [job.communicate(timeout=timeout_s) for job in jobs]
+    except subprocess.TimeoutExpired:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+        raise
     return [job.returncode for job in jobs], [error for _, error in outputs]
 
 
