@@ -159,14 +159,14 @@ def best_cell(finished: Sequence[rows.Row], task: str, tier: str, method: str) -
 def setting_scores(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> dict[str, float]:
     """Name -> mean reward on validation instances of a run's method and of the settings in its grid, where there are
     rows, over the seeds that all of them share."""
-    known, rewards = methods.table(config), {}
+    rewards: dict[str, dict[int, float]] = {}
     for name in (run.method, *grids.variants(run.method)):
-        wanted = columns(config, known, dataclasses.replace(run, method=name, split="validation", seed=0))
-        found = [row for row in finished if row["method"] == name and row["split"] == "validation"]
-        found = [row for row in found if tuple((row | {"seed": 0})[field] for field in COLUMNS) == wanted]
+        where = (run.task, run.tier, name, "validation")
+        found = [row for row in finished if tuple(row[f] for f in ("task", "tier", "method", "split")) == where]
         if found:
-            latest = found[-1]["settings"]  # a method whose settings were changed since has rows of both
-            rewards[name] = {row["seed"]: row["reward"] for row in found if row["settings"] == latest}
+            _, wanted = row_start(config, dataclasses.replace(run, method=name, split="validation", seed=0))
+            same = [row for row in found if rows.identity(row | {"seed": 0}) == rows.identity(wanted)]
+            rewards |= {name: {row["seed"]: row["reward"] for row in same}} if same else {}
     seeds = set.intersection(*map(set, rewards.values())) if rewards else set()
     return {name: float(np.mean([of[seed] for seed in seeds])) for name, of in rewards.items()} if seeds else {}
 

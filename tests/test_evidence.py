@@ -35,6 +35,13 @@ def seeds(method, reward, **fields):
     return [row(method, reward, seed=seed, **fields) for seed in range(3)]
 
 
+def validated(method, reward, **fields):
+    """A row on validation instances with the settings that the queue gives a method."""
+    run = runs.Run("rb", "mixed", method, "own+mf", "neighbourhood")
+    _, start = runs.row_start(configuration.get_config(), run)
+    return row(method, reward, **({"split": "validation", "settings": start["settings"]} | fields))
+
+
 def few_shot(method, reward, **fields):
     return seeds(method, reward, size=1000, **fields)
 
@@ -108,7 +115,7 @@ def test_the_tuned_table_shows_the_best_on_validation_on_test_instances():
     weight decay, once that is tried."""
     quarter = "filtered_bc_keep_fraction_0.25"
     scored = {"filtered_bc": -0.7, quarter: -0.5, "ma_dd": -0.5, "ma_dd_guide_scale_3": -0.9}
-    looked_at = [row(name, reward, split="validation") for name, reward in scored.items()]
+    looked_at = [validated(name, reward) for name, reward in scored.items()]
     tested = [*seeds("filtered_bc", -0.75), *seeds(quarter, -0.65), *seeds("ma_dd", -0.7)]
     config, learned = configuration.get_config(), ("networld_scratch", "ma_bc", "ma_dd", "filtered_bc")
     wanted = (config, ("rb",), "mixed", learned, learned)
@@ -120,7 +127,7 @@ def test_the_tuned_table_shows_the_best_on_validation_on_test_instances():
     assert own[1:4] == ["`ma_dd`", "2", "as it is"] and own[8] == ""
 
     decay = "networld_scratch_weight_decay_1"
-    looked_at += [row("networld_scratch", -0.6, split="validation"), row(decay, -0.5, split="validation")]
+    looked_at += [validated("networld_scratch", -0.6), validated(decay, -0.5)]
     lines = evidence.tuned_table([*FOUND, *looked_at, *tested, *seeds(decay, -0.5)], *wanted).splitlines()[2:]
     ours, better, _ = ([part.strip() for part in line.strip("|").split("|")] for line in lines)
     assert ours[1] == "**`networld_scratch`**" and ours[3] == "`weight_decay_1`" and ours[9] == ""

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import grids, methods, rows, runs
 from experiments.configs import evidence as configuration
-from tests.test_evidence import row
+from tests.test_evidence import validated
 
 CONFIG = configuration.get_config()
 
@@ -40,8 +40,7 @@ def chosen(*scored):
     config = CONFIG.copy_and_resolve_references()
     config.queue.groups, config.queue.tasks, config.queue.tiers = ("tuned",), ("rb",), ("mixed",)
     config.queue.methods = ("filtered_bc",)
-    found = [row(name, reward, **({"split": "validation"} | fields)) for name, reward, fields in scored]
-    wanted = runs.list_runs(config, found)
+    wanted = runs.list_runs(config, [validated(name, reward, **fields) for name, reward, fields in scored])
     assert [run.seed for run in wanted] == [0, 1, 2] and {run.split for run in wanted} == {"test"}
     (name,) = {run.method for run in wanted}
     return name
@@ -54,7 +53,8 @@ def test_the_best_setting_on_validation_is_scored():
     assert chosen(default, narrow) == "filtered_bc_keep_fraction_0.25"
     assert chosen(default, narrow, short) == "filtered_bc_num_updates_500"
     assert chosen(("filtered_bc", -0.3, {}), narrow, short) == "filtered_bc"
-    for elsewhere in ({"split": "test"}, {"task": "cbf"}, {"tier": "expert"}, {"size": 1000}, {"obs_set": "own"}):
+    others = {"task": "cbf"}, {"tier": "expert"}, {"size": 1000}, {"obs_set": "own"}, {"settings": {"typed": 1}}
+    for elsewhere in ({"split": "test"}, *others):
         assert chosen(default, ("filtered_bc_keep_fraction_0.25", 0.0, elsewhere)) == "filtered_bc"
 
 
