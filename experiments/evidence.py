@@ -185,6 +185,11 @@ class Tuned:
         changed = self.best.method.removeprefix(f"{self.as_it_is.method}_")
         return "as it is" if self.best.method == self.as_it_is.method else f"`{changed}`"
 
+    def minus(self, other: Cell) -> tuple[str, str]:
+        """Paired differences to another cell, as it is and in its best setting."""
+        as_it_is, best = (statistics.paired_interval(c.rewards, other.rewards) for c in (self.as_it_is, self.best))
+        return signed(as_it_is), signed(best)
+
 
 def tuned_methods(
     rows: Sequence[Row], config: Any, task: str, tier: str, methods: Sequence[str], headline: Sequence[str]
@@ -205,27 +210,28 @@ def tuned_table(
     rows: Sequence[Row], config: Any, tasks: Sequence[str], tier: str, methods: Sequence[str], headline: Sequence[str]
 ) -> str | None:
     """Every method of which settings were tried: the best of them on validation instances, what it has on the test
-    instances, and the difference of NetWorld's best to it. None without any."""
+    instances, and the differences of NetWorld from scratch, as it is and in its own best, to it. None without any."""
     lines = []
     for task in tasks:
         tuned = tuned_methods(rows, config, task, tier, methods, headline)
         ours = tuned.get(WITHOUT_PRETRAINING)
         for name, t in tuned.items():
-            gain = minus = ""
+            gain, minus = "", ("", "")
             if t.best.method != name:
                 gain = signed(statistics.paired_interval(t.best.rewards, t.as_it_is.rewards))
             if ours is not None and t is not ours:
-                minus = signed(statistics.paired_interval(ours.best.rewards, t.best.rewards))
+                minus = ours.minus(t.best)
             lines.append(
                 (
                     f"`{task}`", f"**`{name}`**" if t is ours else f"`{name}`", len(t.scores), t.setting,
                     f"{t.scores[name]:.3f}", f"{t.scores[t.best.method]:.3f}", number(t.as_it_is.interval),
-                    number(t.best.interval), gain, minus, t.best.seeds,
+                    number(t.best.interval), gain, *minus, t.best.seeds,
                 )
             )  # fmt: skip
     header = (
         "task", "method", "settings", "best on validation", "validation, as it is", "validation, best",
-        "test, as it is", "test, best", "gain", "NetWorld minus it", "seeds",
+        "test, as it is", "test, best", "gain", "NetWorld as it is minus this best", "NetWorld's best minus this best",
+        "seeds",
     )  # fmt: skip
     return markdown_table(header, lines) if lines else None
 
@@ -242,12 +248,11 @@ def tuned_summary_table(
             continue
         shown = [f"`{name}`, {t.setting}: {t.best.interval.mean:.3f}" for name, t in tuned.items()]
         first = next(iter(tuned.values()))
-        minus = signed(statistics.paired_interval(ours.best.rewards, first.best.rewards))
-        best = f"{ours.setting}: {number(ours.best.interval)}"
-        lines.append((f"`{task}`", best, "; ".join(shown[:3]), len(tuned), minus, ours.best.seeds))
+        mine = (number(ours.as_it_is.interval), f"{ours.setting}: {number(ours.best.interval)}")
+        lines.append((f"`{task}`", *mine, "; ".join(shown[:3]), len(tuned), *ours.minus(first.best)))
     header = (
-        "task", "NetWorld from scratch, best of its settings", "highest rivals, each in its best", "rivals tuned",
-        "NetWorld minus the first", "seeds",
+        "task", "NetWorld from scratch, as it is", "its best setting", "highest rivals, each in its best",
+        "rivals tuned", "NetWorld as it is minus the first", "its best minus the first",
     )  # fmt: skip
     return markdown_table(header, lines)
 
