@@ -158,13 +158,14 @@ def best_cell(finished: Sequence[rows.Row], task: str, tier: str, method: str) -
 
 def setting_scores(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> dict[str, float]:
     """Name -> mean reward on validation instances of a run's method and of the settings in its grid, where there are
-    rows, over the seeds that all of them share."""
+    rows, at the end of training on all target data, over the seeds that all of them share."""
     rewards: dict[str, dict[int, float]] = {}
     for name in (run.method, *grids.variants(run.method)):
         where = (run.task, run.tier, name, "validation")
         found = [row for row in finished if tuple(row[f] for f in ("task", "tier", "method", "split")) == where]
         if found:
-            _, wanted = row_start(config, dataclasses.replace(run, method=name, split="validation", seed=0))
+            whole = Run(run.task, run.tier, name, run.obs_set, run.label, split="validation")
+            _, wanted = row_start(config, whole)
             same = [row for row in found if rows.identity(row | {"seed": 0}) == rows.identity(wanted)]
             rewards |= {name: {row["seed"]: row["reward"] for row in same}} if same else {}
     seeds = set.intersection(*map(set, rewards.values())) if rewards else set()

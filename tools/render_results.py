@@ -20,8 +20,8 @@ from networld_jax.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
-GROUPS = ("headline", "headline_seeds", "tuning", "tuned", "controls", "sizes", "topologies", "curves", "ensembles",
-          "guidance", "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling",
+GROUPS = ("headline", "headline_seeds", "tuning", "tuned", "controls", "sizes", "sizes_tuned", "topologies", "curves",
+          "ensembles", "guidance", "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling",
           "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
              "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
@@ -58,6 +58,9 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     parts += [evidence.saved_table(found, tasks, "mixed", axis)]
     amounts = [evidence.data_axis_table(found, task, "mixed", axis) for task in tasks]
     parts += [f"### Target data: {amount}" for amount in amounts if amount]
+    rivals = {task: best_settings(found, config, "sizes_tuned", task) for task in tasks}
+    amounts = [evidence.data_axis_table(found, task, "mixed", (*axis[:2], *rivals[task])) for task in tasks]
+    parts += [f"### Target data, rivals tuned: {amount}" for amount in amounts if amount]
     parts += ["## What earns the score?\n", LADDER]
     for task in tasks:
         size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), headline)
@@ -71,6 +74,13 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     parts += ["## What the names mean\n", names(config)]
     parts += [f"\n![{name}](figures/{name}.png)\n" for name in figures]
     return "\n".join(parts)
+
+
+def best_settings(found: Sequence[rows.Row], config, group: str, task: str) -> list[str]:
+    """What a group of methods in their best setting runs on a task, each by its name."""
+    config = config.copy_and_resolve_references()
+    config.queue.groups, config.queue.tasks = (group,), (task,)
+    return list(dict.fromkeys(run.method for run in runs.list_runs(config, found)))
 
 
 def few_shot_size(found: Sequence[rows.Row], task: str) -> int:

@@ -19,6 +19,7 @@ RIVALS = ("filtered_bc", "ma_dd", "diffusion_policy")
 IN_FOURS = (*methods.ENSEMBLED, *RIVALS)
 
 FEW_SHOT = {"rb": (1000,), "cbf": (180,), "ns": (120,)}  # environment steps: 4, 3 and 2 trajectories' worth
+FEW = {"cbf": (180, 600), "rb": (250, 500), "ns": (120, 480)}  # where NetWorld was ahead of rivals as they are
 SIZES = {"rb": (250, 500, 1500, 5000, 20000), "cbf": (60, 180, 600, 3840), "ns": (60, 120, 480, 1920)}
 EXPERT = {
     "cbf": {"adapt": {"weight_decay": 1.0}, "planner": {"guide_scale": 30.0}},
@@ -116,6 +117,8 @@ def get_config(preset: str = "small") -> ConfigDict:
     axis = ("networld", "networld_scratch", "ma_bc", "filtered_bc", "ma_iql", "multi_task_bc")
     steps = SIZES if preset == "small" else dict.fromkeys(c.tasks, (500, 1500, 5000, 15_000, 50_000, 150_000, 500_000))
     c.groups.sizes = group(axis, sizes=ConfigDict(steps))
+    few = FEW if preset == "small" else {task: amounts[:2] for task, amounts in steps.items()}
+    c.groups.sizes_tuned = group(("filtered_bc", "rc_bc", "ma_iql"), sizes=ConfigDict(few), variants="best")
     c.groups.topologies = group(axis[:3], sizes=ConfigDict(TOPOLOGIES) if preset == "small" else ConfigDict())
     trained_alike = ("idm_only", "idm_only_noise", "ma_dd_aware")  # as networld, networld and ma_dd
     learners = tuple(name for name in HEADLINE if name not in trained_alike)
