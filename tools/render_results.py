@@ -110,7 +110,7 @@ HOW_TO_READ = """Score 0 is the random policy, 1 the best rule whose information
 outside, instances inside); with three seeds they are coarse. Differences are paired by instance. Learned methods see
 the same target data and messages. `best_behaviour` is the best tenth of the trajectories in the data, on other
 networks: not paired. "Tried" counts the settings that were scored on validation instances, those of NetWorld's
-variants together: it was tuned more than its rivals (docs/experiments.md, E23 and E25, says what that is worth).
+variants together: here it is tuned more than its rivals; "The same tuning budget for all" says what that is worth.
 Seconds are one process's wall time for training and scoring; a variant that differs in planning only reuses its model
 and shows the scoring.
 """
