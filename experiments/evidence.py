@@ -15,7 +15,7 @@ from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
 from experiments.methods import BASELINE_METHODS, CEILING, LADDER, ensemble_of
 from experiments.rows import Row
-from experiments.runs import COLUMNS, Run, best_cell, setting_scores, settings_tried
+from experiments.runs import COLUMNS, Run, best_cell, best_setting, setting_scores, settings_tried
 from experiments.tables import markdown_table
 from networld_jax import statistics
 from networld_jax.evaluation import anchored
@@ -200,7 +200,7 @@ def tuned_methods(
         first = c.rows[0]
         scores = setting_scores(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
         if len(scores) > 1 and name in scores:
-            best = max(scores, key=scores.__getitem__)
+            best = best_setting(scores, name)
             tuned = cell(rows, task, tier, best, target_transitions=first["target_transitions"])
             found |= {} if tuned is None else {name: Tuned(c, tuned, scores)}
     return dict(sorted(found.items(), key=lambda item: -item[1].best.rewards.mean()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -78,7 +78,8 @@ def list_runs(config: ml_collections.ConfigDict, finished: Sequence[rows.Row] = 
                 for name in (method, *grids.variants(method)) if group.variants == "all" else (method,):
                     for run in method_runs(config, group, known, task, name, finished):
                         if group.variants == "best":
-                            run = dataclasses.replace(run, method=best_setting(config, finished, run))
+                            best = best_setting(setting_scores(config, finished, run), run.method)
+                            run = dataclasses.replace(run, method=best)
                         runs[run] = None
     return list(runs)
 
@@ -172,10 +173,9 @@ def setting_scores(config: ml_collections.ConfigDict, finished: Sequence[rows.Ro
     return {name: float(np.mean([of[seed] for seed in seeds])) for name, of in rewards.items()} if seeds else {}
 
 
-def best_setting(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> str:
-    """The setting with the highest of these scores; the method itself without any."""
-    scores = setting_scores(config, finished, run)
-    return max(scores, key=scores.__getitem__, default=run.method)
+def best_setting(scores: Mapping[str, float], method: str) -> str:
+    """The setting with the highest of the `setting_scores` of a method; the method itself without any."""
+    return max(scores, key=scores.__getitem__, default=method)
 
 
 def settings_tried(finished: Sequence[rows.Row], task: str, tier: str, method: str) -> int:
