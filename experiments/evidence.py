@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from experiments.demo import RULES
 from experiments.evaluate import ANCHORS
 from experiments.methods import BASELINE_METHODS, CEILING, LADDER, ensemble_of
 from experiments.rows import Row
-from experiments.runs import COLUMNS, Run, best_cell, best_setting, setting_scores, settings_tried
+from experiments.runs import COLUMNS, Run, Search, best_cell, search_of, settings_tried
 from experiments.tables import markdown_table
 from networld_jax import statistics
 from networld_jax.evaluation import anchored
@@ -177,7 +177,7 @@ class Tuned:
 
     as_it_is: Cell
     best: Cell
-    scores: Mapping[str, float]  # setting -> mean reward on validation instances
+    search: Search
 
     @property
     def setting(self) -> str:
@@ -198,11 +198,10 @@ def tuned_methods(
     found = {}
     for name, c in headline_cells(rows, task, tier, headline, methods).items():
         first = c.rows[0]
-        scores = setting_scores(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
-        if len(scores) > 1 and name in scores:
-            best = best_setting(scores, name)
-            tuned = cell(rows, task, tier, best, target_transitions=first["target_transitions"])
-            found |= {} if tuned is None else {name: Tuned(c, tuned, scores)}
+        search = search_of(config, rows, Run(task, tier, name, first["obs_set"], first["label"]))
+        if len(search.finalists) > 1 and name in search.finalists:
+            tuned = cell(rows, task, tier, search.best, target_transitions=first["target_transitions"])
+            found |= {} if tuned is None else {name: Tuned(c, tuned, search)}
     return dict(sorted(found.items(), key=lambda item: -item[1].best.rewards.mean()))
 
 
@@ -216,20 +215,20 @@ def tuned_table(
         tuned = tuned_methods(rows, config, task, tier, methods, headline)
         ours = tuned.get(WITHOUT_PRETRAINING)
         for name, t in tuned.items():
-            gain, minus = "", ("", "")
+            scores, gain, minus = t.search.scores, "", ("", "")
             if t.best.method != name:
                 gain = signed(statistics.paired_interval(t.best.rewards, t.as_it_is.rewards))
             if ours is not None and t is not ours:
                 minus = ours.minus(t.best)
             lines.append(
                 (
-                    f"`{task}`", f"**`{name}`**" if t is ours else f"`{name}`", len(t.scores), t.setting,
-                    f"{t.scores[name]:.3f}", f"{t.scores[t.best.method]:.3f}", number(t.as_it_is.interval),
-                    number(t.best.interval), gain, *minus, t.best.seeds,
+                    f"`{task}`", f"**`{name}`**" if t is ours else f"`{name}`", len(t.search.rewards), t.setting,
+                    len(t.search.seeds), f"{scores[name]:.3f}", f"{scores[t.best.method]:.3f}",
+                    number(t.as_it_is.interval), number(t.best.interval), gain, *minus, t.best.seeds,
                 )
             )  # fmt: skip
     header = (
-        "task", "method", "settings", "best on validation", "validation, as it is", "validation, best",
+        "task", "method", "settings", "best on validation", "its seeds", "validation, as it is", "validation, best",
         "test, as it is", "test, best", "gain", "NetWorld as it is minus this best", "NetWorld's best minus this best",
         "seeds",
     )  # fmt: skip

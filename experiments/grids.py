@@ -1,5 +1,6 @@
 """What is tried for every method, NetWorld and its rivals, before one may be called weaker: eight settings beside its
-own, one field changed in each, scored on validation instances (groups `tuning` and `tuned` of configs/evidence.py)."""
+own, one field changed in each, scored on validation instances with one seed, the best of them with a second one (groups
+`tuning`, `tuning_finals` and `tuned` of configs/evidence.py)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NUM_TRIED = 8
+NUM_FINALISTS = 3  # its own among them
 
 SHORTER, LONGER = 500, 2000  # updates; 1000 otherwise
 SCHEDULE = {"baselines.num_updates": (SHORTER, LONGER)}

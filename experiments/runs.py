@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -66,6 +67,17 @@ def list_runs(config: ml_collections.ConfigDict, finished: Sequence[rows.Row] = 
         return [parse_run(q.only)]
     known = methods.table(config)
     runs: dict[Run, None] = {}
+
+    @functools.cache
+    def search(*whole: str) -> Search:
+        return search_of(config, finished, Run(*whole))
+
+    def settings(run: Run, variants: str) -> Sequence[str]:
+        if variants not in ("best", "finalists"):
+            return (run.method,)
+        found = search(run.task, run.tier, run.method, run.obs_set, run.label)
+        return (found.best,) if variants == "best" else found.finalists
+
     for name in q.groups:
         if name not in config.groups:
             raise ValueError(f"queue.groups must be among {sorted(config.groups)}, got {name!r}")
@@ -77,10 +89,8 @@ def list_runs(config: ml_collections.ConfigDict, finished: Sequence[rows.Row] = 
             for method in q.methods or group.methods:
                 for name in (method, *grids.variants(method)) if group.variants == "all" else (method,):
                     for run in method_runs(config, group, known, task, name, finished):
-                        if group.variants == "best":
-                            best = best_setting(setting_scores(config, finished, run), run.method)
-                            run = dataclasses.replace(run, method=best)
-                        runs[run] = None
+                        for setting in settings(run, group.variants):
+                            runs[dataclasses.replace(run, method=setting)] = None
     return list(runs)
 
 
@@ -157,9 +167,49 @@ def best_cell(finished: Sequence[rows.Row], task: str, tier: str, method: str) -
     return max(rewards, key=lambda cell: float(np.mean(rewards[cell])), default=None)
 
 
-def setting_scores(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> dict[str, float]:
-    """Name -> mean reward on validation instances of a run's method and of the settings in its grid, where there are
-    rows, at the end of training on all target data, over the seeds that all of them share."""
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What validation instances say of a method and of the settings in its grid, in two rounds: all of them on the
+    seeds that all share (the first), then the method as it is and the best others on the seeds that these share."""
+
+    method: str
+    rewards: Mapping[str, Mapping[int, float]]  # setting -> seed -> mean reward
+
+    @property
+    def finalists(self) -> tuple[str, ...]:
+        """The method as it is and the highest of the others in the first round; nothing before a first round."""
+        first = self._means(self.rewards)
+        others = sorted((name for name in first if name != self.method), key=lambda name: -first[name])
+        own = (self.method,) if self.method in first else ()
+        return (*own, *others[: grids.NUM_FINALISTS - 1]) if others else ()
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds that decide among the finalists."""
+        return self._shared(self.finalists)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Finalist -> mean reward over these seeds."""
+        return self._means(self.finalists)
+
+    @property
+    def best(self) -> str:
+        """The finalist with the highest score; the method as it is without any."""
+        return max(self.scores, key=self.scores.__getitem__, default=self.method)
+
+    def _shared(self, names: Iterable[str]) -> set[int]:
+        found = [set(self.rewards[name]) for name in names]
+        return set.intersection(*found) if found else set()
+
+    def _means(self, names: Iterable[str]) -> dict[str, float]:
+        seeds = self._shared(names)
+        return {name: float(np.mean([self.rewards[name][s] for s in seeds])) for name in names} if seeds else {}
+
+
+def search_of(config: ml_collections.ConfigDict, finished: Sequence[rows.Row], run: Run) -> Search:
+    """The search of a run's method: its rows and those of its settings on validation instances, at the end of training
+    on all target data."""
     rewards: dict[str, dict[int, float]] = {}
     for name in (run.method, *grids.variants(run.method)):
         where = (run.task, run.tier, name, "validation")
@@ -169,13 +219,7 @@ def setting_scores(config: ml_collections.ConfigDict, finished: Sequence[rows.Ro
             _, wanted = row_start(config, whole)
             same = [row for row in found if rows.identity(row | {"seed": 0}) == rows.identity(wanted)]
             rewards |= {name: {row["seed"]: row["reward"] for row in same}} if same else {}
-    seeds = set.intersection(*map(set, rewards.values())) if rewards else set()
-    return {name: float(np.mean([of[seed] for seed in seeds])) for name, of in rewards.items()} if seeds else {}
-
-
-def best_setting(scores: Mapping[str, float], method: str) -> str:
-    """The setting with the highest of the `setting_scores` of a method; the method itself without any."""
-    return max(scores, key=scores.__getitem__, default=method)
+    return Search(run.method, rewards)
 
 
 def settings_tried(finished: Sequence[rows.Row], task: str, tier: str, method: str) -> int:

@@ -35,12 +35,23 @@ def test_a_variant_trains_with_what_it_changes():
     assert resolved.baselines.ma_dd.guide_scale == 3 and resolved.baselines.ma_dd.label == "own"
 
 
-def chosen(*scored):
-    """What group `tuned` runs of filtered_bc, by seed, after these (method, reward, fields of the row)."""
+def wanted_after(group, scored):
+    """What a group runs of filtered_bc after these (method, reward, fields of the row)."""
     config = CONFIG.copy_and_resolve_references()
-    config.queue.groups, config.queue.tasks, config.queue.tiers = ("tuned",), ("rb",), ("mixed",)
+    config.queue.groups, config.queue.tasks, config.queue.tiers = (group,), ("rb",), ("mixed",)
     config.queue.methods = ("filtered_bc",)
-    wanted = runs.list_runs(config, [validated(name, reward, **fields) for name, reward, fields in scored])
+    return runs.list_runs(config, [validated(name, reward, **fields) for name, reward, fields in scored])
+
+
+def finalists(*scored):
+    wanted = wanted_after("tuning_finals", scored)
+    assert {(run.seed, run.split) for run in wanted} <= {(1, "validation")}
+    return [run.method for run in wanted]
+
+
+def chosen(*scored):
+    """What group `tuned` runs, by seed."""
+    wanted = wanted_after("tuned", scored)
     assert [run.seed for run in wanted] == [0, 1, 2] and {run.split for run in wanted} == {"test"}
     (name,) = {run.method for run in wanted}
     return name
@@ -62,6 +73,22 @@ def test_settings_are_compared_on_the_seeds_they_share():
     lucky = ("filtered_bc", -0.1, {"seed": 1})
     scored = [("filtered_bc", -0.7, {}), lucky, ("filtered_bc_keep_fraction_0.25", -0.5, {})]
     assert chosen(*scored) == "filtered_bc_keep_fraction_0.25"
+
+
+def test_a_second_seed_decides_between_its_own_setting_and_the_two_best_others():
+    """On the first seed a quarter kept is best; over both, three quarters; the rest are not asked again."""
+    quarter, more, short = (
+        f"filtered_bc_{name}" for name in ("keep_fraction_0.25", "keep_fraction_0.75", "num_updates_500")
+    )
+    first = [(quarter, -0.5, {}), (more, -0.6, {}), (short, -0.9, {"updates": 500}), ("filtered_bc", -0.7, {})]
+    first += [("filtered_bc_weight_decay_1", -0.65, {})]
+    assert finalists(*first) == ["filtered_bc", quarter, more]
+    assert finalists(("filtered_bc", -0.7, {})) == finalists() == []
+    second = [("filtered_bc", -0.6, {"seed": 1}), (more, -0.5, {"seed": 1})]
+    assert chosen(*first, *second) == quarter  # one of the three lacks the second seed
+    assert chosen(*first, *second, (quarter, -0.7, {"seed": 1})) == more
+    lucky = ("filtered_bc_weight_decay_1", 0.0, {"seed": 1})
+    assert chosen(*first, *second, (quarter, -0.7, {"seed": 1}), lucky) == more
 
 
 def test_all_settings_are_runs_of_the_tuning_group():

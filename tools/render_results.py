@@ -20,9 +20,9 @@ from networld_jax.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
-GROUPS = ("headline", "headline_seeds", "tuning", "tuned", "controls", "sizes", "sizes_tuned", "topologies", "curves",
-          "ensembles", "guidance", "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling",
-          "paper_reading")  # fmt: skip
+GROUPS = ("headline", "headline_seeds", "tuning", "tuning_finals", "tuned", "controls", "sizes", "sizes_tuned",
+          "topologies", "curves", "ensembles", "guidance", "planning", "training", "adaptation", "ladder_bottom",
+          "ladder", "ceiling", "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
              "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
 """Groups of variants, and the method that each of them changes in one point."""
@@ -115,8 +115,9 @@ Seconds are one process's wall time for training and scoring; a variant that dif
 and shows the scoring.
 """
 TUNED = """The same search for all: of NetWorld from scratch and of every rival, eight settings other than its own, one
-field changed in each (`experiments/grids.py`), are scored on validation instances, seed 0; the best of the nine is
-trained with three seeds and scored on the test instances. Fewer than nine: the others have no rows yet.
+field changed in each (`experiments/grids.py`), are scored on validation instances, seed 0; its own and the two best
+others are scored there with seed 1, too ("its seeds": how many of the two have rows); the best by their mean is trained
+with three seeds and scored on the test instances. Fewer than nine settings: the others have no rows yet.
 """
 TRANSFER = """Same few-shot data, updates and schedule for all. Transfer is claimed only where `networld` is above
 scratch, random frozen nets, time-shuffled and synthetic pre-training, each in a paired 95 % interval.

@@ -53,7 +53,8 @@ def group(methods: tuple[str, ...], **fields) -> ConfigDict:
     # best on validation so far
     g.sizes = ConfigDict()  # task -> environment steps, or (steps, topologies); empty = all target data
     g.updates = (1.0,)  # shares of training at which to score
-    g.variants = ""  # of experiments/grids.py: "all" settings of a method, too; "best" = the best on validation instead
+    g.variants = ""  # of experiments/grids.py: "all" settings of a method, too; or, instead of it, the "finalists" on
+    # validation so far, the "best" of these
     g.update(fields)
     return g
 
@@ -103,8 +104,10 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.headline_seeds = group(("networld", "networld_scratch", *RIVALS), seeds=(0, 1, 2, 3, 4))
     four = (("own", "own"), ("own+mf", "own"), ("own", "neighbourhood"), ("own+mf", "neighbourhood"))
     everywhere = ("mixed", "expert")
-    c.groups.tuning = group(tuple(grids.GRIDS), tiers=everywhere, splits=("validation",), seeds=(0,), variants="all")
-    c.groups.tuned = group(tuple(grids.GRIDS), tiers=everywhere, variants="best")
+    searched, scored_on = tuple(grids.GRIDS), {"tiers": everywhere, "splits": ("validation",)}
+    c.groups.tuning = group(searched, **scored_on, seeds=(0,), variants="all")
+    c.groups.tuning_finals = group(searched, **scored_on, seeds=(1,), variants="finalists")
+    c.groups.tuned = group(searched, tiers=everywhere, variants="best")
     c.groups.cells = group(HEADLINE, tiers=("mixed", "expert"), splits=("validation",), seeds=(0,), cells=four)
     c.groups.headline_best = group((*rules, *HEADLINE), tiers=("mixed", "expert"), cells=(("best", "best"),))
     few_shot = FEW_SHOT if preset == "small" else dict.fromkeys(c.tasks, (50_000,))
