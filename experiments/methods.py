@@ -263,6 +263,7 @@ class Rung(NamedTuple):
     change: str
     method: str
     cell: tuple[str, str] = ("own+mf", "neighbourhood")
+    needs_noise_aware: bool = False  # is a rung only where NetWorld's inverse model is one for every noise
 
 
 LADDER = (
@@ -270,7 +271,7 @@ LADDER = (
     Rung("+ mean field", "ma_dd_clean", ("own+mf", "own")),
     Rung("+ neighbourhood label", "ma_dd_clean"),
     Rung("+ noise-robust inverse model", "ma_dd"),
-    Rung("+ one inverse model for every noise", "ma_dd_aware"),
+    Rung("+ one inverse model for every noise", "ma_dd_aware", needs_noise_aware=True),
     Rung("classifier instead of classifier-free guidance", "networld_scratch"),
     Rung("+ other tasks, trained together", "networld_joint"),
     Rung("pre-trained, then adapted", "networld"),

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import evidence, evidence_figures, methods, rows, runs
+from experiments import evidence, evidence_figures, evidence_tables, methods, rows, runs
 from experiments.configs import evidence as configuration
 from tools import render_results
 
@@ -71,7 +71,7 @@ def line_of(table, method):
 
 
 def test_the_headline_table_holds_means_scores_and_paired_differences():
-    table = evidence.headline_table(FOUND, "rb", "mixed", ("ma_bc", "networld_scratch", "networld"))
+    table = evidence_tables.headline_table(FOUND, "rb", "mixed", ("ma_bc", "networld_scratch", "networld"))
     assert "Target data: 10000 environment steps" in table
     clone = line_of(table, "ma_bc")
     assert clone[1].startswith("-0.8") and clone[3] == "3" and clone[4].startswith("+0.2")
@@ -92,7 +92,9 @@ def test_the_headline_table_says_how_many_settings_were_tried():
         tried("networld_scratch"), tried("networld_scratch", seed=1), tried("scratch_w10", w=10),
         tried("networld", x=1), tried("networld", tier="expert", x=2), tried("ma_bc"), tried("ma_cdmp"),
     ]  # fmt: skip
-    table = evidence.headline_table([*FOUND, *looked_at], "rb", "mixed", ("ma_bc", "networld_scratch", "networld"))
+    table = evidence_tables.headline_table(
+        [*FOUND, *looked_at], "rb", "mixed", ("ma_bc", "networld_scratch", "networld")
+    )
     column = [part.strip() for part in table.splitlines()[2].strip("|").split("|")].index("tried")
     tries = {name: line_of(table, name)[column] for name in ("ma_bc", "networld_scratch", "networld", "mf_rule")}
     assert tries == {"ma_bc": "1", "networld_scratch": "3", "networld": "3", "mf_rule": ""}
@@ -102,12 +104,12 @@ def test_the_ensemble_table_compares_four_with_one_the_rivals_four_and_the_rule(
     """-0.55 against one (-0.6), the better four of a rival (-0.65) and the rule (-0.5)."""
     fours = [*seeds("scratch_ensemble", -0.55), *seeds("ma_dd_ensemble", -0.65), *seeds("filtered_bc_ensemble", -0.7)]
     wanted = (("rb",), "mixed", ("networld_scratch",), ("networld_scratch", "ma_dd", "filtered_bc"))
-    lines = evidence.ensemble_table([*FOUND, *fours], *wanted).splitlines()
+    lines = evidence_tables.ensemble_table([*FOUND, *fours], *wanted).splitlines()
     parts = [part.strip() for part in lines[2].strip("|").split("|")]
     assert len(lines) == 3 and parts[1].startswith("`scratch_ensemble` -0.5") and parts[7] == "3"
     assert parts[3].startswith("`ma_dd_ensemble` -0.6") and parts[3].endswith("(of 2)")
     assert [float(parts[n].split()[0]) for n in (2, 4, 6)] == pytest.approx([0.05, 0.1, -0.05], abs=0.015)
-    assert evidence.ensemble_table(FOUND, *wanted) == "No rows yet.\n"
+    assert evidence_tables.ensemble_table(FOUND, *wanted) == "No rows yet.\n"
 
 
 def test_the_tuned_table_shows_the_best_on_validation_on_test_instances():
@@ -119,7 +121,7 @@ def test_the_tuned_table_shows_the_best_on_validation_on_test_instances():
     tested = [*seeds("filtered_bc", -0.75), *seeds(quarter, -0.65), *seeds("ma_dd", -0.7)]
     config, learned = configuration.get_config(), ("networld_scratch", "ma_bc", "ma_dd", "filtered_bc")
     wanted = (config, ("rb",), "mixed", learned, learned)
-    lines = evidence.tuned_table([*FOUND, *looked_at, *tested], *wanted).splitlines()[2:]
+    lines = evidence_tables.tuned_table([*FOUND, *looked_at, *tested], *wanted).splitlines()[2:]
     better, own = ([part.strip() for part in line.strip("|").split("|")] for line in lines)
     assert better[:4] == ["`rb`", "`filtered_bc`", "2", "`keep_fraction_0.25`"]
     numbers = [float(part.split()[0]) for part in better[5:10]]
@@ -128,22 +130,24 @@ def test_the_tuned_table_shows_the_best_on_validation_on_test_instances():
 
     decay = "networld_scratch_weight_decay_1"
     looked_at += [validated("networld_scratch", -0.6), validated(decay, -0.5)]
-    lines = evidence.tuned_table([*FOUND, *looked_at, *tested, *seeds(decay, -0.5)], *wanted).splitlines()[2:]
+    lines = evidence_tables.tuned_table([*FOUND, *looked_at, *tested, *seeds(decay, -0.5)], *wanted).splitlines()[2:]
     ours, better, _ = ([part.strip() for part in line.strip("|").split("|")] for line in lines)
     assert ours[1] == "**`networld_scratch`**" and ours[3] == "`weight_decay_1`" and ours[10] == ""
     assert [float(part.split()[0]) for part in better[10:12]] == pytest.approx([0.05, 0.15], abs=0.015)
 
-    line = evidence.tuned_summary_table([*FOUND, *looked_at, *tested, *seeds(decay, -0.5)], *wanted).splitlines()[2]
+    line = evidence_tables.tuned_summary_table(
+        [*FOUND, *looked_at, *tested, *seeds(decay, -0.5)], *wanted
+    ).splitlines()[2]
     parts = [part.strip() for part in line.strip("|").split("|")]
     assert parts[2].startswith("`weight_decay_1`: -0.5") and parts[4:] == ["2", *better[10:12]]
     assert parts[3].startswith("`filtered_bc`, `keep_fraction_0.25`: ")
-    assert evidence.tuned_table([*FOUND, *tested], *wanted) is None
+    assert evidence_tables.tuned_table([*FOUND, *tested], *wanted) is None
 
 
 def test_the_summary_compares_the_better_networld_with_the_best_other_method():
     methods = ("ma_bc", "filtered_bc", "networld_scratch", "networld", "idm_only")
     found = [*FOUND, *seeds("filtered_bc", -0.7), *seeds("idm_only", -0.1)]  # the inverse model is a part of ours
-    lines = evidence.summary_table(found, ("rb",), ("mixed", "expert"), methods).splitlines()
+    lines = evidence_tables.summary_table(found, ("rb",), ("mixed", "expert"), methods).splitlines()
     mixed, expert = ([part.strip() for part in line.strip("|").split("|")] for line in lines[2:])
     first = lambda text: pytest.approx(float(text.split()[0]), abs=0.02)  # noqa: E731
     assert mixed[:2] == ["`rb`", "mixed"] and "`mf_rule`" in mixed[3]
@@ -153,11 +157,11 @@ def test_the_summary_compares_the_better_networld_with_the_best_other_method():
 
 
 def test_transfer_needs_every_control():
-    assert "transfer shown" in evidence.transfer_verdict(FOUND, "rb", "mixed", 1000)
+    assert "transfer shown" in evidence_tables.transfer_verdict(FOUND, "rb", "mixed", 1000)
     weaker = [r for r in FOUND if r["method"] != "networld_shuffled"]
-    assert "open, no rows of networld_shuffled" in evidence.transfer_verdict(weaker, "rb", "mixed", 1000)
+    assert "open, no rows of networld_shuffled" in evidence_tables.transfer_verdict(weaker, "rb", "mixed", 1000)
     shuffled = [*weaker, *few_shot("networld_shuffled", -0.9)]
-    verdict = evidence.transfer_verdict(shuffled, "rb", "mixed", 1000)
+    verdict = evidence_tables.transfer_verdict(shuffled, "rb", "mixed", 1000)
     assert "transfer not shown" in verdict and "`networld_shuffled`" in verdict and "`random_unet`" not in verdict
 
 
@@ -165,7 +169,7 @@ def test_transfer_needs_every_control():
 def test_equality_on_expert_data_is_within_two_percent(reward, verdict):
     found = [r for r in FOUND if (r["method"], r["tier"]) != ("networld", "expert")]
     found += seeds("networld", reward, tier="expert")
-    line = evidence.equal_to_clones(found, "rb", ("ma_bc", "networld"))
+    line = evidence_tables.equal_to_clones(found, "rb", ("ma_bc", "networld"))
     assert verdict in line and "allowed -0.032" in line  # 2 % of 1.6
 
 
@@ -210,14 +214,14 @@ def test_a_training_curve_needs_two_points_at_the_headlines_data():
 
 
 def test_a_comparison_needs_the_reference_and_one_other():
-    compare = lambda *methods: evidence.against_table(FOUND, "rb", "mixed", methods, "networld", 10_000)  # noqa: E731
+    compare = lambda *methods: evidence_tables.against_table(FOUND, "rb", "mixed", methods, "networld", 10_000)  # noqa: E731
     assert "`ma_bc`" in compare("networld", "ma_bc")
     assert compare("networld", "ma_dd") is None
-    assert evidence.against_table(FOUND, "rb", "mixed", ("networld", "ma_bc"), "ma_dd", 10_000) is None
+    assert evidence_tables.against_table(FOUND, "rb", "mixed", ("networld", "ma_bc"), "ma_dd", 10_000) is None
 
 
 def test_data_saved_is_read_off_the_curves():
-    table = evidence.saved_table(FOUND, ("rb",), "mixed", ("ma_bc", "networld"))
+    table = evidence_tables.saved_table(FOUND, ("rb",), "mixed", ("ma_bc", "networld"))
     cells = line_of(table, "ma_bc")
     assert cells[2] == "10000" and cells[4] == "100%"
     # networld: -0.9 at 1000, -0.55 at 10000; -0.8 is reached at 1000 * 10 ** (0.1 / 0.35)
@@ -226,9 +230,9 @@ def test_data_saved_is_read_off_the_curves():
 
 def test_the_data_axis_compares_the_better_networld_with_the_best_other():
     axis = ("networld", "networld_scratch", "ma_bc", "filtered_bc")
-    assert evidence.data_axis_table(FOUND, "rb", "mixed", axis) is None  # filtered_bc has no rows
+    assert evidence_tables.data_axis_table(FOUND, "rb", "mixed", axis) is None  # filtered_bc has no rows
     few = few_shot("filtered_bc", -1.0)
-    lines = evidence.data_axis_table([*FOUND, *few], "rb", "mixed", axis).splitlines()
+    lines = evidence_tables.data_axis_table([*FOUND, *few], "rb", "mixed", axis).splitlines()
     (line,) = [[part.strip() for part in line.split("|")] for line in lines if line.startswith("| 1000 |")]
     assert not any(line.startswith("| 10000 |") for line in lines)
     assert line[2] == "4" and line[5].startswith("`filtered_bc` ") and line[7] == "3"
@@ -238,17 +242,19 @@ def test_the_data_axis_compares_the_better_networld_with_the_best_other():
 
 def test_the_ladder_compares_neighbouring_rungs():
     rungs = [*seeds("ma_dd", -0.9), *seeds("ma_dd_clean", -1.3, obs_set="own", label="own")]
-    table = evidence.ladder_table([*FOUND, *rungs], "rb", "mixed", 10_000)
+    table = evidence_tables.ladder_table([*FOUND, *rungs], "rb", "mixed", 10_000)
     gains = [line.split("|")[-2].strip() for line in table.splitlines() if "`" in line]
     assert gains[0] == ""
     assert [float(g.split()[0]) for g in gains[1:]] == pytest.approx([0.4, 0.3, 0.05], abs=0.02)
-    assert evidence.ladder_table(FOUND[:4], "rb", "mixed", 10_000) is None
+    assert evidence_tables.ladder_table(FOUND[:4], "rb", "mixed", 10_000) is None
 
     aware = {"model.noise_aware_inverse_dynamics": True}
     found = [*RULES, *rungs, *seeds("ma_dd_aware", -0.7), *seeds("networld_scratch", -0.6)]
-    assert "ma_dd_aware" not in evidence.ladder_table(found, "rb", "mixed", 10_000)
+    assert "ma_dd_aware" not in evidence_tables.ladder_table(found, "rb", "mixed", 10_000)
     found += seeds("networld_scratch", -0.6, settings=aware)
-    assert line_of(evidence.ladder_table(found, "rb", "mixed", 10_000), "ma_dd_aware")[-1].startswith(("+0.19", "+0.2"))
+    assert line_of(evidence_tables.ladder_table(found, "rb", "mixed", 10_000), "ma_dd_aware")[-1].startswith(
+        ("+0.19", "+0.2")
+    )
 
 
 def test_coverage_counts_what_is_missing():
@@ -258,12 +264,12 @@ def test_coverage_counts_what_is_missing():
     wanted = runs.list_runs(config)
     known = methods.table(config)
     columns_of = lambda run: runs.columns(config, known, run)  # noqa: E731
-    assert evidence.coverage(FOUND, wanted, "headline", columns_of) == "`headline`: complete (12 runs)."
-    assert evidence.coverage(FOUND[:3], wanted, "headline", columns_of) == "`headline`: none of 12 runs done."
-    line = evidence.coverage(FOUND[:-1], wanted, "headline", columns_of)
+    assert evidence_tables.coverage(FOUND, wanted, "headline", columns_of) == "`headline`: complete (12 runs)."
+    assert evidence_tables.coverage(FOUND[:3], wanted, "headline", columns_of) == "`headline`: none of 12 runs done."
+    line = evidence_tables.coverage(FOUND[:-1], wanted, "headline", columns_of)
     assert line == "`headline`: 1 of 12 runs missing: rb networld expert (1)."
     config.queue.groups = ("sizes",)  # rows of the headline do not count as points of the curve
-    assert "`sizes`: none of 30 runs done." in evidence.coverage(
+    assert "`sizes`: none of 30 runs done." in evidence_tables.coverage(
         [row for row in FOUND if row["target_transitions"] == 10_000], runs.list_runs(config), "sizes", columns_of
     )
 

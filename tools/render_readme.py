@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import evidence, rows
+from experiments import evidence, evidence_tables, rows
 from experiments.calibrate import ANCHORS
 from experiments.configs import evidence as configuration
 from experiments.tables import markdown_table, replace_blocks
@@ -70,7 +70,7 @@ def published() -> tuple[list[rows.Row], tuple[str, ...]]:
 def evidence_block() -> str:
     """NetWorld beside the best rule and the best other learned method, per task and tier."""
     found, tasks = published()
-    table = evidence.summary_table(found, tasks, render_results.TIERS, configuration.HEADLINE)
+    table = evidence_tables.summary_table(found, tasks, render_results.TIERS, configuration.HEADLINE)
     return f"Mean reward on unseen networks [95 % interval]. {render_results.provenance(found, 'small')}\n{table}"
 
 
@@ -79,12 +79,12 @@ def tuned_block() -> str:
     found, tasks = published()
     config = configuration.get_config()
     methods = tuple(config.groups.tuned.methods)
-    return evidence.tuned_summary_table(found, config, tasks, "mixed", methods, configuration.HEADLINE)
+    return evidence_tables.tuned_summary_table(found, config, tasks, "mixed", methods, configuration.HEADLINE)
 
 
 def ensembles_block() -> str:
     """Four policies acting as one, ours and the rivals', on mixed data."""
-    return evidence.ensemble_table(*published(), "mixed", configuration.HEADLINE, configuration.IN_FOURS)
+    return evidence_tables.ensemble_table(*published(), "mixed", configuration.HEADLINE, configuration.IN_FOURS)
 
 
 BLOCKS = {

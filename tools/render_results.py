@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import evidence, evidence_figures, rows, runs
+from experiments import evidence, evidence_figures, evidence_tables, rows, runs
 from experiments.configs import evidence as configuration
 from experiments.figures import save
 from experiments.methods import TUNED_FROM
@@ -39,37 +39,40 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     parts += ["## All methods\n", HOW_TO_READ]
     for task in tasks:
         for tier in TIERS:
-            parts += [f"### {task}, {tier} data\n", evidence.headline_table(found, task, tier, headline)]
+            parts += [f"### {task}, {tier} data\n", evidence_tables.headline_table(found, task, tier, headline)]
     for tier in TIERS:
-        parts += [f"### Over all tasks, {tier} data\n", evidence.aggregate_table(found, tasks, tier, headline)]
+        parts += [f"### Over all tasks, {tier} data\n", evidence_tables.aggregate_table(found, tasks, tier, headline)]
     tuned = tuple(config.groups.tuned.methods)
-    tables = {tier: evidence.tuned_table(found, config, tasks, tier, tuned, headline) for tier in TIERS}
+    tables = {tier: evidence_tables.tuned_table(found, config, tasks, tier, tuned, headline) for tier in TIERS}
     if any(tables.values()):
         parts += ["## The same tuning budget for all\n", TUNED]
         parts += [f"### The best of nine settings, {tier} data\n\n{table}" for tier, table in tables.items() if table]
     parts += ["### On expert data, is planning at least not worse than cloning?\n"]
-    parts += ["\n".join(f"- {evidence.equal_to_clones(found, task, headline)}" for task in tasks) + "\n"]
+    parts += ["\n".join(f"- {evidence_tables.equal_to_clones(found, task, headline)}" for task in tasks) + "\n"]
     parts += ["## Does it transfer?\n", TRANSFER]
     for task in tasks:
         size = few_shot_size(found, task)
-        control = evidence.against_table(found, task, "mixed", config.groups.controls.methods, "networld", size)
-        parts += [control or f"{task}: no rows yet.\n", f"- {evidence.transfer_verdict(found, task, 'mixed', size)}\n"]
+        control = evidence_tables.against_table(found, task, "mixed", config.groups.controls.methods, "networld", size)
+        parts += [
+            control or f"{task}: no rows yet.\n",
+            f"- {evidence_tables.transfer_verdict(found, task, 'mixed', size)}\n",
+        ]
     parts += ["## How much target data does pre-training save?\n", SAVED]
-    parts += [evidence.saved_table(found, tasks, "mixed", axis)]
-    amounts = [evidence.data_axis_table(found, task, "mixed", axis) for task in tasks]
+    parts += [evidence_tables.saved_table(found, tasks, "mixed", axis)]
+    amounts = [evidence_tables.data_axis_table(found, task, "mixed", axis) for task in tasks]
     parts += [f"### Target data: {amount}" for amount in amounts if amount]
     rivals = {task: best_settings(found, config, "sizes_tuned", task) for task in tasks}
-    amounts = [evidence.data_axis_table(found, task, "mixed", (*axis[:2], *rivals[task])) for task in tasks]
+    amounts = [evidence_tables.data_axis_table(found, task, "mixed", (*axis[:2], *rivals[task])) for task in tasks]
     parts += [f"### Target data, rivals tuned: {amount}" for amount in amounts if amount]
     parts += ["## What earns the score?\n", LADDER]
     for task in tasks:
         size = evidence.most_common_size(evidence.select(found, task=task, tier="mixed"), headline)
-        if rungs := evidence.ladder_table(found, task, "mixed", size):
+        if rungs := evidence_tables.ladder_table(found, task, "mixed", size):
             parts += [f"### From MA-DD to NetWorld: {rungs}"]
     for name, reference in ABLATIONS.items():
         parts += [f"### {name}: {text}" for text in comparisons(found, config, name, reference)]
     parts += ["## Do four act better than one?\n", ENSEMBLES]
-    parts += [evidence.ensemble_table(found, tasks, "mixed", headline, configuration.IN_FOURS)]
+    parts += [evidence_tables.ensemble_table(found, tasks, "mixed", headline, configuration.IN_FOURS)]
     parts += comparisons(found, config, "ensembles", "scratch_ensemble")
     parts += ["## What the names mean\n", names(config)]
     parts += [f"\n![{name}](figures/{name}.png)\n" for name in figures]
@@ -96,7 +99,7 @@ def comparisons(found: Sequence[rows.Row], config, group: str, reference: str) -
         is_few_shot = bool(config.groups[group].sizes)
         headline = evidence.headline_size(found, task, "mixed", configuration.HEADLINE)
         size = few_shot_size(found, task) if is_few_shot else headline
-        tables.append(evidence.against_table(found, task, "mixed", methods, reference, size))
+        tables.append(evidence_tables.against_table(found, task, "mixed", methods, reference, size))
     return [table for table in tables if table]
 
 
@@ -149,7 +152,7 @@ def missing(found: Sequence[rows.Row], config) -> list[str]:
     for name in GROUPS:
         config.queue.groups = (name,)
         wanted = runs.list_runs(config, found)
-        lines.append("- " + evidence.coverage(found, wanted, name, lambda run: runs.columns(config, known, run)))
+        lines.append("- " + evidence_tables.coverage(found, wanted, name, lambda run: runs.columns(config, known, run)))
     return ["\n".join(lines) + "\n"]
 
 
