@@ -6,7 +6,7 @@ import pytest
 
 from experiments import grids, methods, rows, runs
 from experiments.configs import evidence as configuration
-from tests.test_evidence import validated
+from tests.evidence_rows import validated
 
 CONFIG = configuration.get_config()
 
