@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments import runtime, settings, trackers, train_loop
+from experiments import imagined, runtime, settings, trackers, train_loop
 from experiments.memo import Memo
 from experiments.pretrain import SECTIONS, few_shot_data, pretrain_dir, segments_per_update
 from networld_jax import checkpoints, sharding, training
@@ -95,7 +95,8 @@ def train_model(
     c, task, started = config.adapt, config.held_out, time.monotonic()
     world_model, init = settings.shared_world_model(config, memo)
     spec = world_model.specs[task]
-    data = few_shot_data(config, workdir)
+    logged = few_shot_data(config, workdir)
+    data = imagined.with_imagined(config, directory, logged, spec, memo)
     stats = {task: settings.task_stats(config, data, spec)}
     params, fresh = initial_params(config, world_model, init, pretrained)
     rate = training.learning_rate_schedule(c.learning_rate, c.num_updates, c.warmup_updates)
@@ -149,8 +150,8 @@ def train_model(
         stats,
         stage="scratch" if c.from_scratch else "adapt",
         task=task,
-        few_shot_steps=int(data.reward.shape[0] * data.reward.shape[1]),
-        few_shot_topologies=int(data.reward.shape[0]),
+        few_shot_steps=int(logged.reward.shape[0] * logged.reward.shape[1]),
+        few_shot_topologies=int(logged.reward.shape[0]),
         seed=config.seed,
     )
     train_loop.write_seconds(directory, time.monotonic() - started)

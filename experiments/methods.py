@@ -141,6 +141,9 @@ ABLATIONS = {
     },
     "scratch_centred": scratch("classifier learns the advantage", loss__centred=True),
     "scratch_advantage": scratch("inverse model weighs actions by advantage", loss__advantage_weighting=1.0),
+    "scratch_imagined": scratch(
+        "trained on trajectories of an imagined actor, not guided", adapt__imagined_share=1.0, planner__guide_scale=0.0
+    ),
     "scratch_best_of_4": scratch("best of 4 plans by the classifier", planner__num_candidates=4),
     "scratch_best_of_4_q": scratch(
         "best of 4 plans by Q(z_0, m_0, a)", planner__num_candidates=4, planner__rank="action_value"
@@ -246,6 +249,7 @@ TRIED = {
 def baseline_of(method: str) -> str:
     """The entry of BASELINES behind a baseline's name."""
     return VARIANT_OF.get(method, method)
+
 
 CEILING = {"simulator_planner": Method("one-step lookahead in the true simulator over the best rule", "ceiling")}
 

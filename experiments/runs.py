@@ -310,6 +310,7 @@ def sections_of(config: ml_collections.ConfigDict, run: Run, kind: str) -> list[
         parts.append("ensemble")
     if kind == "world model":
         parts += ["model", "loss", "planner", "adapt"]
+        parts += ["baselines.num_updates", "baselines.imagined_actor"] if config.adapt.imagined_share else []
     if kind == "baseline":
         parts += ["baselines.num_updates", f"baselines.{methods.baseline_of(run.method)}"]
     return [*parts, "pretrain"] if is_pretrained(config, run, kind) else parts

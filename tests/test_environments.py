@@ -1,4 +1,5 @@
-"""The contract of `Environment`, held by everything in ENVIRONMENTS: being in that dict is being tested."""
+"""The contract of `Environment`, held by everything in ENVIRONMENTS (being in that dict is being tested) and by an
+environment learned from data."""
 
 import functools
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import pytest
 
 from networld_envs import ENVIRONMENTS, make
 from networld_envs.types import Environment
+from networld_jax import graph_dynamics, normalisation
+from networld_jax.learned_environment import make_learned_environment
+from tests import tiny
 
 COPIES, STEPS, EPISODE_STEPS = 3, 6, 4
 # Smaller versions of the same task, for speed. Nothing is required here.
@@ -66,9 +70,28 @@ def make_play(env, params):
     return jax.jit(jax.vmap(one))
 
 
-@pytest.fixture(scope="module", params=sorted(ENVIRONMENTS))
+def made(name):
+    """A small environment; "learned" is one of two random simulators and data in which the last agent is absent."""
+    if name != "learned":
+        return make(name, **SMALL.get(name, {}), episode_steps=EPISODE_STEPS)
+    whole = tiny.linear_task(num_agents=6)  # not as many as there are observation entries
+    present = np.arange(6) < 5
+    data = whole.replace(
+        obs=whole.obs * present[:, None],
+        adjacency=whole.adjacency * present[:, None] * present,
+        agent_mask=whole.agent_mask * present,
+    )
+    spec = tiny.build(data=data, name="learned").spec
+    stats = graph_dynamics.with_observation_bins(data, normalisation.task_stats(data, spec, tiny.CONFIG), 8)
+    simulator = graph_dynamics.make_simulator(spec, 8, hidden=8)
+    shapes, rng = jax.eval_shape(simulator.init, jax.random.key(0)), np.random.default_rng(0)
+    members = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, (2, *leaf.shape)), leaf.dtype), shapes)
+    return make_learned_environment(spec, simulator, members, stats, data, EPISODE_STEPS)
+
+
+@pytest.fixture(scope="module", params=[*sorted(ENVIRONMENTS), "learned"])
 def case(request):
-    env = make(request.param, **SMALL.get(request.param, {}), episode_steps=EPISODE_STEPS)
+    env = made(request.param)
     play, traces = make_play(env, env.default_params), []
 
     def step(key, state, action, params):
@@ -252,7 +275,7 @@ def test_step_traces_once(case):
 
 def test_task_spec_is_static(case):
     spec = case.env.spec
-    assert hash(spec) == hash(make(spec.name, **SMALL.get(spec.name, {})).spec)
+    assert hash(spec) == hash(made(spec.name).spec)
 
     @functools.partial(jax.jit, static_argnums=0)
     def zeros(spec):

@@ -36,7 +36,7 @@ E23)."""
 
 TOPOLOGIES = {  # (environment steps, over how many networks)
     "rb": ((1000, 4), (1000, 10), (1000, 20), (1000, 40)),
-    "cbf": ((240, 4), (240, 8), (240, 24), (240, 60)),
+    "cbf": ((240, 4), (240, 8), (240, 24), (240, 30)),  # 8 slots each, the least that holds a window
     "ns": ((240, 4), (240, 8), (240, 24)),
 }
 
@@ -142,7 +142,8 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.training = group(
         ("networld_scratch", "scratch_h2", "scratch_h4", "scratch_h16", "scratch_h32", "scratch_idm_clean",
          "scratch_idm_latent_noise",
-         "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_mlp_encoder", "scratch_mlp_joint",
+         "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_imagined",
+         "scratch_mlp_encoder", "scratch_mlp_joint",
          "scratch_predict_noise", "scratch_hear_quantised", *(f"scratch_decay_{d:g}" for d in methods.DECAYS)),
     )  # fmt: skip
     trust = tuple(f"scratch_trust_{s:g}" for s in methods.TRUST)

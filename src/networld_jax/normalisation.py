@@ -10,7 +10,7 @@ import numpy as np
 
 from networld_envs.types import TaskSpec
 from networld_jax.labels import LABELS
-from networld_jax.transforms import data_bins, host_symlog, symlog, two_hot
+from networld_jax.transforms import data_bins, host_symlog, symexp, symlog, two_hot
 from networld_jax.types import Segments, TaskStats, Trajectories, WorldModelConfig
 from networld_jax.windows import windows
 
@@ -19,6 +19,12 @@ def normalise_obs(obs: jax.Array, stats: TaskStats) -> jax.Array:
     """Standardised symlog of raw observations [..., O]."""
     leading = tuple(range(obs.ndim - 1))
     return (symlog(obs) - jnp.expand_dims(stats.obs_mean, leading)) / jnp.expand_dims(stats.obs_std, leading)
+
+
+def raw_obs(normalised: jax.Array, stats: TaskStats) -> jax.Array:
+    """The inverse of `normalise_obs`, [..., O]."""
+    leading = tuple(range(normalised.ndim - 1))
+    return symexp(normalised * jnp.expand_dims(stats.obs_std, leading) + jnp.expand_dims(stats.obs_mean, leading))
 
 
 def present_rows(trajectories: Trajectories, field: str) -> np.ndarray:
@@ -161,3 +167,8 @@ def standardise_action(action: jax.Array, stats: TaskStats) -> jax.Array:
 def standardise_reward(reward: jax.Array, stats: TaskStats) -> jax.Array:
     """Rewards with the data's mean 0 and standard deviation 1."""
     return (reward - stats.reward_mean) / stats.reward_std
+
+
+def raw_reward(standardised: jax.Array, stats: TaskStats) -> jax.Array:
+    """The inverse of `standardise_reward`."""
+    return standardised * stats.reward_std + stats.reward_mean

@@ -1,0 +1,78 @@
+"""Training data out of a learned simulator: what a population of the imagined actor's kind would see and earn.
+
+A return logged in a mixed population is not what a population of one's own earns (docs/experiments.md, E28). So the
+imagined actor is trained on the logged data first, then it acts in its own simulator from logged moments on, and its
+trajectories are what the world model learns from, alone or beside the logged ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments import baselines, settings, train_loop
+from experiments.memo import Memo
+from networld_envs.types import TaskSpec
+from networld_jax import datasets, graph_dynamics
+from networld_jax.learned_environment import make_learned_environment
+from networld_jax.planning import PolicyParams
+from networld_jax.rollout import rollout
+from networld_jax.types import Trajectories
+
+ACTOR = "imagined_actor"
+
+
+def number_imagined(share: float, num_logged: int) -> int:
+    """How many imagined trajectories make up `share` of all; of 1, as many as there are logged ones.
+
+    Raises ValueError outside [0, 1].
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"adapt.imagined_share must lie in [0, 1], got {share}; 0 trains on logged data alone")
+    return num_logged if share == 1.0 else round(num_logged * share / (1.0 - share))
+
+
+def with_imagined(
+    config: ml_collections.ConfigDict, directory: Path, data: Trajectories, spec: TaskSpec, memo: Memo
+) -> Trajectories:
+    """`data` with imagined trajectories, `adapt.imagined_share` of all (1: instead of them). The actor is trained, or
+    resumed, in `directory`/imagined_actor.
+
+    Raises ValueError for a share outside [0, 1].
+    """
+    share, (num_logged, num_steps) = config.adapt.imagined_share, data.reward.shape[:2]
+    count = number_imagined(share, num_logged)
+    if not count:
+        return data
+    train_loop.check_updates(config.baselines, "baselines")
+    settings_of = baselines.baseline_config(config, f"{ACTOR}{baselines.MEAN_FIELD}")
+
+    def make():
+        actor = baselines.make_baseline(config, f"{ACTOR}{baselines.MEAN_FIELD}", spec)
+        simulator = graph_dynamics.make_simulator(
+            spec, settings_of.num_obs_bins, settings_of.model_hidden, settings_of.model_rounds
+        )
+        return actor, simulator, baselines.make_epoch(actor, config.baselines.updates_per_dispatch)
+
+    actor, simulator, epoch = memo(("imagined", spec, settings_of), make)
+    logged, stats = actor.prepare(data, settings.task_stats(config, data, spec))
+    on_device = (jax.tree.map(jnp.asarray, logged), stats)
+    state = train_loop.compile_once(actor.init)(jax.random.key(config.seed), stats)
+    title = f"{ACTOR} on {spec.name}"
+    length = (config.baselines, config.seed)
+    state = train_loop.train(title, directory / ACTOR, state, epoch, on_device, *length, {"loss": "loss"})
+
+    env = make_learned_environment(spec, simulator, state.ema_params["simulator"], stats, logged, num_steps)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), count)
+    parameters = PolicyParams(state.ema_params, stats)
+
+    @jax.jit
+    def imagine(keys, env_params, parameters):
+        return jax.vmap(lambda key: rollout(key, env, env_params, actor.policy, parameters, num_steps))(keys)
+
+    imagined = jax.tree.map(np.asarray, imagine(keys, env.default_params, parameters))
+    return imagined if share == 1.0 else datasets.concatenate([data, imagined])
