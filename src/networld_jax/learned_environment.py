@@ -62,8 +62,8 @@ def make_learned_environment(
             f"{spec.name}: stats must come from graph_dynamics.with_observation_bins, got only {sorted(stats.extra)}"
         )
     low, high = (jnp.asarray(end, jnp.float32)[None] for end in (spec.action_low, spec.action_high))
-    data = (trajectories.obs, trajectories.adjacency, trajectories.agent_mask)
-    params = LearnedParams(members, stats, *map(jnp.asarray, data), episode_steps)
+    obs, adjacency, agent_mask = map(jnp.asarray, (trajectories.obs, trajectories.adjacency, trajectories.agent_mask))
+    params = LearnedParams(members, stats, obs, adjacency, agent_mask, episode_steps)
 
     def reset(key, params: LearnedParams):
         runs, length = params.obs.shape[:2]
