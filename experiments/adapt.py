@@ -78,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
     envs = settings.environments(config)
     settings.world_model(config, envs)  # a bad size shows before any work
     directory = adapt_dir(workdir, config.held_out, c.from_scratch)
-    runtime.save_config(config, directory, "adapt", (*SECTIONS, "pretrain", "adapt"))
+    runtime.save_config(config, directory, "adapt", (*SECTIONS, "pretrain", "adapt", *imagined.depends_on(config)))
     return train_model(config, workdir, directory, pretrain_dir(workdir, config.held_out) / "model", Memo())
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from experiments import baselines, settings, train_loop
 from experiments.memo import Memo
 from networld_envs.types import TaskSpec
-from networld_jax import datasets, graph_dynamics
+from networld_jax import datasets
+from networld_jax.baselines.imagined_actor import simulator_of
 from networld_jax.learned_environment import make_learned_environment
 from networld_jax.planning import PolicyParams
 from networld_jax.rollout import rollout
@@ -36,6 +37,11 @@ def number_imagined(share: float, num_logged: int) -> int:
     return num_logged if share == 1.0 else round(num_logged * share / (1.0 - share))
 
 
+def depends_on(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Sections, beside those of adaptation, that its training data depend on."""
+    return ("baselines",) if config.adapt.imagined_share else ()
+
+
 def with_imagined(
     config: ml_collections.ConfigDict, directory: Path, data: Trajectories, spec: TaskSpec, memo: Memo
 ) -> Trajectories:
@@ -49,16 +55,15 @@ def with_imagined(
     if not count:
         return data
     train_loop.check_updates(config.baselines, "baselines")
-    settings_of = baselines.baseline_config(config, f"{ACTOR}{baselines.MEAN_FIELD}")
+    method = f"{ACTOR}{baselines.MEAN_FIELD}"
+    actor_config = baselines.baseline_config(config, method)
 
     def make():
-        actor = baselines.make_baseline(config, f"{ACTOR}{baselines.MEAN_FIELD}", spec)
-        simulator = graph_dynamics.make_simulator(
-            spec, settings_of.num_obs_bins, settings_of.model_hidden, settings_of.model_rounds
-        )
-        return actor, simulator, baselines.make_epoch(actor, config.baselines.updates_per_dispatch)
+        actor = baselines.make_baseline(config, method, spec)
+        epoch = baselines.make_epoch(actor, config.baselines.updates_per_dispatch)
+        return actor, simulator_of(spec, actor_config), epoch
 
-    actor, simulator, epoch = memo(("imagined", spec, settings_of), make)
+    actor, simulator, epoch = memo(("imagined", spec, actor_config), make)
     logged, stats = actor.prepare(data, settings.task_stats(config, data, spec))
     on_device = (jax.tree.map(jnp.asarray, logged), stats)
     state = train_loop.compile_once(actor.init)(jax.random.key(config.seed), stats)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import adapt, baselines, collect, methods, pretrain, rows, runtime, settings, train_loop
+from experiments import adapt, baselines, collect, imagined, methods, pretrain, rows, runtime, settings, train_loop
 from experiments.commands import command
 from experiments.evaluate import ANCHORS, Evaluator
 from experiments.memo import Memo
@@ -286,6 +286,7 @@ class Queue:
         if config.adapt.num_updates:
             depends = ["tasks", "held_out", "environment", "collect", "model", "loss", "adapt"]
             depends += [] if config.adapt.from_scratch else ["pretrain"]
+            depends += imagined.depends_on(config)
             digest = _digest(settings.fingerprint(config, *depends), config.planner.message_delay_steps)
             directory = self.workdir / "models" / f"{run.task}_{run.tier}_{digest}_s{run.seed}"
             train_loop.check_updates(config.adapt, "adapt")

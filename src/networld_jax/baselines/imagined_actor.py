@@ -58,12 +58,17 @@ class ImaginedActorConfig(BaselineConfig):
         require_positive(self, "actor_learning_rate")
 
 
+def simulator_of(spec: TaskSpec, config: ImaginedActorConfig) -> graph_dynamics.Simulator:
+    """The simulator that the actor is trained in; `state.ema_params["simulator"]` are its members."""
+    return graph_dynamics.make_simulator(spec, config.num_obs_bins, config.model_hidden, config.model_rounds)
+
+
 def make_imagined_actor(spec: TaskSpec, config: ImaginedActorConfig) -> Baseline:
     """The imagined actor as a Baseline."""
     delay = spec.message_delay_steps
     model_updates = max(1, round(config.model_fraction * config.num_updates))
     actor_updates = max(1, config.num_updates - model_updates)
-    simulator = graph_dynamics.make_simulator(spec, config.num_obs_bins, config.model_hidden, config.model_rounds)
+    simulator = simulator_of(spec, config)
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(BaselineConfig)}
     clone = make_bc(spec, BCConfig(**shared | {"num_updates": model_updates}))
     rate = training.learning_rate_schedule
