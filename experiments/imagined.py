@@ -48,12 +48,16 @@ def with_imagined(
     """`data` with imagined trajectories, `adapt.imagined_share` of all (1: instead of them). The actor is trained, or
     resumed, in `directory`/imagined_actor.
 
-    Raises ValueError for a share outside [0, 1].
+    Raises ValueError for a share outside [0, 1], and in a job of several processes.
     """
     share, (num_logged, num_steps) = config.adapt.imagined_share, data.reward.shape[:2]
     count = number_imagined(share, num_logged)
     if not count:
         return data
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"adapt.imagined_share must be 0 in a job of several processes, got {share}: baselines train in one"
+        )
     train_loop.check_updates(config.baselines, "baselines")
     method = f"{ACTOR}{baselines.MEAN_FIELD}"
     actor_config = baselines.baseline_config(config, method)
@@ -67,9 +71,10 @@ def with_imagined(
     logged, stats = actor.prepare(data, settings.task_stats(config, data, spec))
     on_device = (jax.tree.map(jnp.asarray, logged), stats)
     state = train_loop.compile_once(actor.init)(jax.random.key(config.seed), stats)
-    title = f"{ACTOR} on {spec.name}"
-    length = (config.baselines, config.seed)
-    state = train_loop.train(title, directory / ACTOR, state, epoch, on_device, *length, {"loss": "loss"})
+    state = train_loop.train(
+        f"{ACTOR} on {spec.name}", directory / ACTOR, state, epoch, on_device, config.baselines, config.seed,
+        {"loss": "loss"},
+    )  # fmt: skip
 
     env = make_learned_environment(spec, simulator, state.ema_params["simulator"], stats, logged, num_steps)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), count)

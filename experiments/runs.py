@@ -87,8 +87,8 @@ def list_runs(config: ml_collections.ConfigDict, finished: Sequence[rows.Row] = 
             raise ValueError(f"queue.tasks must be among {tuple(config.tasks)}, got {unknown}")
         for task in tasks:
             for method in q.methods or group.methods:
-                for name in (method, *grids.variants(method)) if group.variants == "all" else (method,):
-                    for run in method_runs(config, group, known, task, name, finished):
+                for variant in (method, *grids.variants(method)) if group.variants == "all" else (method,):
+                    for run in method_runs(config, group, known, task, variant, finished):
                         for setting in settings(run, group.variants):
                             runs[dataclasses.replace(run, method=setting)] = None
     return list(runs)
