@@ -24,7 +24,7 @@ GROUPS = ("headline", "headline_seeds", "tuning", "tuning_finals", "tuned", "con
           "topologies", "curves", "ensembles", "guidance", "planning", "training", "adaptation", "ladder_bottom",
           "ladder", "ceiling", "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
-             "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
+             "shift": "networld_scratch", "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
 """Groups of variants, and the method that each of them changes in one point."""
 
 
@@ -92,14 +92,15 @@ def few_shot_size(found: Sequence[rows.Row], task: str) -> int:
 
 
 def comparisons(found: Sequence[rows.Row], config, group: str, reference: str) -> list[str]:
-    """A table per task of a group's methods against one of them, on mixed data: few-shot where the group is, else the
+    """A table per task and tier of a group's methods against one of them: few-shot where the group is, else at the
     headline's amount."""
     methods, tables = tuple(config.groups[group].methods), []
-    for task in config.tasks:
-        is_few_shot = bool(config.groups[group].sizes)
-        headline = evidence.headline_size(found, task, "mixed", configuration.HEADLINE)
-        size = few_shot_size(found, task) if is_few_shot else headline
-        tables.append(evidence_tables.against_table(found, task, "mixed", methods, reference, size))
+    for tier in config.groups[group].tiers:
+        for task in config.tasks:
+            is_few_shot = bool(config.groups[group].sizes)
+            headline = evidence.headline_size(found, task, tier, configuration.HEADLINE)
+            size = few_shot_size(found, task) if is_few_shot else headline
+            tables.append(evidence_tables.against_table(found, task, tier, methods, reference, size))
     return [table for table in tables if table]
 
 
