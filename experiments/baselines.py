@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from experiments import runtime, settings, trackers, train_loop
+from experiments.memo import Memo
 from experiments.pretrain import SECTIONS, few_shot_data, source_data, source_tasks
 from networld_envs.types import Policy, TaskSpec
 from networld_jax import planning, training
@@ -92,18 +93,28 @@ def train_baseline(
     data: Trajectories,
     stats: TaskStats,
     trunk: Params | None = None,
+    memo: Memo | None = None,
     **changes: Any,
 ) -> tuple[Policy, planning.PolicyParams]:
     """Trains (or resumes) one baseline in its own directory; returns its policy and parameters.
 
-    `changes` override fields of the method's configuration (label, use_mean_field, ...). Raises ValueError for an
-    unknown method or a bad field.
+    `changes` override fields of the method's configuration (label, use_mean_field, ...). Runs that share a `memo` share
+    compiled updates; a baseline with a trunk of its own does not take part. Raises ValueError for an unknown method or
+    a bad field.
     """
     c = config.baselines
-    baseline = make_baseline(config, method, spec, trunk, **changes)
+
+    def make():
+        baseline = make_baseline(config, method, spec, trunk, **changes)
+        return baseline, make_epoch(baseline, c.updates_per_dispatch)
+
+    if memo is None or trunk is not None:
+        baseline, epoch = make()
+    else:
+        settings_of = baseline_config(config, method, **changes)
+        baseline, epoch = memo(("trained baseline", base_name(method), spec, settings_of, c.updates_per_dispatch), make)
     data, stats = baseline.prepare(data, stats)
     state = train_loop.compile_once(baseline.init)(jax.random.key(config.seed), stats)
-    epoch = make_epoch(baseline, c.updates_per_dispatch)
     on_device = (jax.tree.map(jnp.asarray, data), stats)
     shown = {"loss": "loss"}
     state = train_loop.train(method, directory, state, epoch, on_device, c, config.seed, shown, config.tracker)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -20,7 +19,6 @@ from networld_envs.types import TaskSpec
 from networld_jax import datasets
 from networld_jax.baselines.imagined_actor import simulator_of
 from networld_jax.learned_environment import make_learned_environment
-from networld_jax.planning import PolicyParams
 from networld_jax.rollout import rollout
 from networld_jax.types import Trajectories
 
@@ -59,30 +57,16 @@ def with_imagined(
             f"adapt.imagined_share must be 0 in a job of several processes, got {share}: baselines train in one"
         )
     train_loop.check_updates(config.baselines, "baselines")
-    method = f"{ACTOR}{baselines.MEAN_FIELD}"
-    actor_config = baselines.baseline_config(config, method)
-
-    def make():
-        actor = baselines.make_baseline(config, method, spec)
-        epoch = baselines.make_epoch(actor, config.baselines.updates_per_dispatch)
-        return actor, simulator_of(spec, actor_config), epoch
-
-    actor, simulator, epoch = memo(("imagined", spec, actor_config), make)
-    logged, stats = actor.prepare(data, settings.task_stats(config, data, spec))
-    on_device = (jax.tree.map(jnp.asarray, logged), stats)
-    state = train_loop.compile_once(actor.init)(jax.random.key(config.seed), stats)
-    state = train_loop.train(
-        f"{ACTOR} on {spec.name}", directory / ACTOR, state, epoch, on_device, config.baselines, config.seed,
-        {"loss": "loss"},
-    )  # fmt: skip
-
-    env = make_learned_environment(spec, simulator, state.ema_params["simulator"], stats, logged, num_steps)
+    method, stats = f"{ACTOR}{baselines.MEAN_FIELD}", settings.task_stats(config, data, spec)
+    policy, parameters = baselines.train_baseline(config, directory / ACTOR, method, spec, data, stats, memo=memo)
+    simulator = simulator_of(spec, baselines.baseline_config(config, method))
+    members = parameters.params["simulator"]
+    env = make_learned_environment(spec, simulator, members, parameters.stats, data, num_steps)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), count)
-    parameters = PolicyParams(state.ema_params, stats)
 
     @jax.jit
     def imagine(keys, env_params, parameters):
-        return jax.vmap(lambda key: rollout(key, env, env_params, actor.policy, parameters, num_steps))(keys)
+        return jax.vmap(lambda key: rollout(key, env, env_params, policy, parameters, num_steps))(keys)
 
     imagined = jax.tree.map(np.asarray, imagine(keys, env.default_params, parameters))
     return imagined if share == 1.0 else datasets.concatenate([data, imagined])
