@@ -19,7 +19,7 @@ TRAINED = Path("pretrain_without_busy_queues")
 
 def environment(devices, **variables):
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("src", "envs", "."))
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # with those of conftest.py
     return os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | variables
 
 

@@ -106,7 +106,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     everywhere = ("mixed", "expert")
     searched, scored_on = tuple(grids.GRIDS), {"tiers": everywhere, "splits": ("validation",)}
     c.groups.tuning = group(searched, **scored_on, seeds=(0,), variants="all")
-    c.groups.tuning_finals = group(searched, **scored_on, seeds=(1,), variants="finalists")
+    c.groups.tuning_finals = group(searched, **scored_on, seeds=(1, 2), variants="finalists")
     c.groups.tuned = group(searched, tiers=everywhere, variants="best")
     c.groups.cells = group(HEADLINE, tiers=("mixed", "expert"), splits=("validation",), seeds=(0,), cells=four)
     c.groups.headline_best = group((*rules, *HEADLINE), tiers=("mixed", "expert"), cells=(("best", "best"),))
