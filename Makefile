@@ -26,7 +26,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 SUITES ?= sampler env train closed_loop
 benchmark: $(STAMP)

@@ -1,6 +1,6 @@
 """Strict flags for every test; warnings are errors (pyproject). Most of the suite's time is compilation: XLA's costly
-passes are off, its older emitters (a third less to compile) take the place of the default ones, and compiled programs
-are kept in .jax_cache/tests for the next run."""
+passes are off, its older emitters compile in two thirds of the time (the programs are slower, which small tests do not
+feel), and compiled programs are kept in .jax_cache/tests for the next run."""
 
 import os
 from pathlib import Path
