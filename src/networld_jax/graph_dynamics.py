@@ -27,7 +27,7 @@ from networld_jax.normalisation import (
     thinned,
     two_hot_histogram,
 )
-from networld_jax.transforms import component_cross_entropy, component_means, straight_through
+from networld_jax.transforms import component_cross_entropy, component_draws, component_means, straight_through
 from networld_jax.types import Params, Segments, TaskStats, Trajectories
 
 
@@ -99,8 +99,7 @@ def make_simulator(spec: TaskSpec, num_bins: int, hidden: int = 128, num_rounds:
     def step(key, params, stats, obs, action, adjacency):
         logits, reward = predict(params, stats, obs, action, adjacency)
         bins = stats.extra["obs_bins"]
-        drawn = bins[jnp.arange(spec.obs_dim), jax.random.categorical(key, logits)]
-        return straight_through(drawn, component_means(logits, bins)), reward
+        return straight_through(component_draws(key, logits, bins), component_means(logits, bins)), reward
 
     return Simulator(init, loss, step)
 

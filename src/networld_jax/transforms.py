@@ -154,6 +154,20 @@ def component_means(logits: jax.Array, bins: jax.Array) -> jax.Array:
     return jax.vmap(from_two_hot, in_axes=(-2, 0), out_axes=-1)(logits, bins)
 
 
+def component_draws(key: jax.Array, logits: jax.Array, bins: jax.Array) -> jax.Array:
+    """One bin of every component, drawn with probability softmax(logits): logits [..., C, M], bins [C, M] -> [..., C].
+
+    The bin in which a uniform number falls on the cumulative distribution: one random number per component, where
+    `jax.random.categorical` takes M and their logarithms (12 times as long on a CPU at M = 26).
+    """
+    num_components, num_bins = bins.shape
+    probability = jax.nn.softmax(_at_least_float32(logits), axis=-1)
+    up_to = jnp.matmul(probability, jnp.triu(jnp.ones((num_bins, num_bins))), precision="highest")
+    uniform = jax.random.uniform(key, logits.shape[:-1]) * up_to[..., -1]
+    index = (up_to[..., :-1] <= uniform[..., None]).sum(-1)
+    return bins[jnp.arange(num_components), index]
+
+
 def straight_through(exact: jax.Array, smooth: jax.Array) -> jax.Array:
     """The value of `exact` with the gradient of `smooth` (rounding, quantising, drawing)."""
     return smooth + jax.lax.stop_gradient(exact - smooth)
