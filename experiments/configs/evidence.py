@@ -108,6 +108,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.tuning = group(searched, **scored_on, seeds=(0,), variants="all")
     c.groups.tuning_finals = group(searched, **scored_on, seeds=(1, 2), variants="finalists")
     c.groups.tuned = group(searched, tiers=everywhere, variants="best")
+    c.groups.tuned_seeds = group(("networld_scratch", "ma_iql", *RIVALS), variants="best", seeds=(0, 1, 2, 3, 4))
     c.groups.cells = group(HEADLINE, tiers=("mixed", "expert"), splits=("validation",), seeds=(0,), cells=four)
     c.groups.headline_best = group((*rules, *HEADLINE), tiers=("mixed", "expert"), cells=(("best", "best"),))
     few_shot = FEW_SHOT if preset == "small" else dict.fromkeys(c.tasks, (50_000,))
