@@ -1,6 +1,6 @@
 """What is tried for every method, NetWorld and its rivals, before one may be called weaker: eight settings beside its
-own, one field changed in each, scored on validation instances with one seed, the best of them with a second one (groups
-`tuning`, `tuning_finals` and `tuned` of configs/evidence.py)."""
+own, one field changed in each, scored on validation instances with one seed, the best of them with two more (groups
+`tuning`, `tuning_finals`, `tuned` and `tuned_seeds` of configs/evidence.py)."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ and shows the scoring.
 TUNED = """The same search for all: of NetWorld from scratch and of every rival, eight settings other than its own, one
 field changed in each (`experiments/grids.py`), are scored on validation instances, seed 0; its own and the two best
 others are scored there with seeds 1 and 2, too ("its seeds": how many of the three have rows); the best by their mean
-is trained with three seeds and scored on the test instances. Fewer than nine settings: the others have no rows yet.
+is trained with three or five seeds and scored on the test instances. Fewer than nine settings: the others have no rows
+yet.
 """
 TRANSFER = """Same few-shot data, updates and schedule for all. Transfer is claimed only where `networld` is above
 scratch, random frozen nets, time-shuffled and synthetic pre-training, each in a paired 95 % interval.
