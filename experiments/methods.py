@@ -102,6 +102,26 @@ CONTROLS = {
     "networld_autoregressive": pretrained("pre-trained on AR(1) noise", pretrain__data="autoregressive"),
 }
 
+FINETUNE_SCALES = (0.0, 0.1, 0.3)
+
+
+def finetuned(name: str, scale: float) -> str:
+    """The name of a pre-trained method whose shared nets adapt at `scale` times the rate."""
+    return f"{name}_finetune_{scale:g}"
+
+
+PRETRAINED_ON = ("networld", "networld_shuffled", "networld_autoregressive")
+"""The same nets pre-trained on trajectories of other tasks, on their steps in random order, on noise."""
+FINETUNED = {
+    finetuned(name, scale): dataclasses.replace(
+        (NETWORLD | CONTROLS)[name],
+        note=f"{name} with shared nets fine-tuned at {scale:g} times the rate",
+        changes={**(NETWORLD | CONTROLS)[name].changes, "adapt.finetune_scale": scale},
+    )
+    for name in PRETRAINED_ON
+    for scale in FINETUNE_SCALES
+}
+
 TRUST = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)  # s at which noise-aware inverse models are decoded
 
 SHIFTS = (0.05, 0.1, 0.2, 0.4)  # standard deviations of the data's actions
@@ -183,12 +203,6 @@ ABLATIONS = {
         planner__message_loss=0.3,
         loss__message_dropout=0.3,
     ),
-    **{
-        f"networld_finetune_{scale:g}": pretrained(f"shared nets fine-tuned at {scale:g} times the rate", **{
-            "adapt__finetune_scale": scale
-        })
-        for scale in (0.0, 0.1, 0.3)
-    },
 }  # fmt: skip
 
 FOUR = {"ensemble.num_members": 4}
@@ -296,5 +310,5 @@ def table(config: ml_collections.ConfigDict) -> dict[str, Method]:
             adapt__num_updates=0,
         )
     }
-    shared = NETWORLD | CONTROLS | longer | joint | single_source(tuple(config.tasks)) | ENSEMBLES
+    shared = NETWORLD | CONTROLS | FINETUNED | longer | joint | single_source(tuple(config.tasks)) | ENSEMBLES
     return shared | ABLATIONS | BASELINE_METHODS | CEILING | TRIED

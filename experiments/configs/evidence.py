@@ -153,10 +153,12 @@ def get_config(preset: str = "small") -> ConfigDict:
     shifts = tuple(f"scratch_shift_{shift:g}" for shift in methods.SHIFTS)
     c.groups.shift = group(("networld_scratch", *shifts), tiers=("mixed", "expert"))
     c.groups.ensembles = group((*(methods.ensemble_of(name) for name in IN_FOURS), *IN_FOURS))
-    c.groups.adaptation = group(
-        ("networld", "networld_frozen", "networld_finetune_0", "networld_finetune_0.1", "networld_finetune_0.3"),
-        sizes=ConfigDict(few_shot),
-    )
+    slowly = {name: [methods.finetuned(name, s) for s in methods.FINETUNE_SCALES] for name in methods.PRETRAINED_ON}
+    c.groups.adaptation = group(("networld", "networld_frozen", *slowly["networld"]), sizes=ConfigDict(few_shot))
+    rates = tuple(rate for name, slow in slowly.items() for rate in (name, *slow[1:]))
+    amounts = ConfigDict(few_shot)
+    c.groups.adaptation_rate = group(("networld_scratch", *rates), sizes=amounts, splits=("validation",))
+    c.groups.adaptation_controls = group(("networld_scratch", "random_unet", *rates), sizes=amounts, seeds=five)
     bottom, whole = methods.LADDER[0].method, methods.LADDER[-1].cell
     upper = tuple(rung.method for rung in methods.LADDER if rung.method != bottom)
     c.groups.ladder_bottom = group((bottom,), cells=tuple(r.cell for r in methods.LADDER if r.method == bottom))
