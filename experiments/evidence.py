@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.configs.default import label_of
 from experiments.evaluate import ANCHORS
+from experiments.methods import FINETUNE_SCALES, PRETRAINED_ON, finetuned
 from experiments.rows import Row
 from experiments.runs import Run, Search, best_cell, search_of
 from networld_jax import statistics
@@ -157,6 +158,38 @@ def tuned_methods(
             tuned = cell(rows, task, tier, search.best, target_transitions=first["target_transitions"])
             found |= {} if tuned is None else {name: Tuned(c, tuned, search)}
     return dict(sorted(found.items(), key=lambda item: -item[1].best.rewards.mean()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """A pre-trained method whose shared nets adapt at several rates, and what validation instances say of each."""
+
+    method: str
+    validation: Mapping[float, float]  # rate, relative to that of the other nets -> mean reward over the shared seeds
+    seeds: int
+
+    @property
+    def chosen(self) -> str:
+        """The method at its best rate."""
+        return finetuned(self.method, max(self.validation, key=self.validation.__getitem__))
+
+
+def adaptation_rates(rows: Sequence[Row], task: str, tier: str, size: int) -> dict[str, Rates]:
+    """{method of `PRETRAINED_ON`: its rates} for those scored on validation instances at two rates at least."""
+    found = {}
+    for name in PRETRAINED_ON:
+        rewards = {}
+        for rate in (1.0, *FINETUNE_SCALES):
+            wanted = {"method": finetuned(name, rate), "split": "validation", "target_transitions": size}
+            same = select(rows, task=task, tier=tier, **wanted)
+            few = min((row["target_topologies"] for row in same), default=0)
+            if same:
+                rewards[rate] = {row["seed"]: row["reward"] for row in same if row["target_topologies"] == few}
+        shared = set.intersection(*map(set, rewards.values())) if len(rewards) > 1 else set()
+        if shared:
+            means = {rate: float(np.mean([by_seed[s] for s in shared])) for rate, by_seed in rewards.items()}
+            found[name] = Rates(name, means, len(shared))
+    return found
 
 
 def curve(rows: Sequence[Row], task: str, tier: str, method: str, topologies: bool = False) -> dict[int, np.ndarray]:

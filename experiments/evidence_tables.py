@@ -4,7 +4,7 @@ Markdown."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from experiments.evidence import (
     TRANSFER_CONTROLS,
     UNPAIRED,
     WITHOUT_PRETRAINING,
+    adaptation_rates,
     anchors,
     cell,
     curve,
@@ -28,7 +29,7 @@ from experiments.evidence import (
     select,
     tuned_methods,
 )
-from experiments.methods import BASELINE_METHODS, CEILING, LADDER, ensemble_of
+from experiments.methods import BASELINE_METHODS, CEILING, LADDER, PRETRAINED_ON, ensemble_of
 from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, settings_tried
 from experiments.tables import markdown_table
@@ -168,10 +169,13 @@ def ladder_table(rows: Sequence[Row], task: str, tier: str, size: int) -> str | 
     return f"{task}, {tier}\n\n" + markdown_table(header, lines) if len(lines) > 1 else None
 
 
-def transfer_verdict(rows: Sequence[Row], task: str, tier: str, size: int) -> str:
-    """Whether pre-training pays: better than every control, in paired intervals."""
-    ours = cell(rows, task, tier, OURS, target_transitions=size)
-    found = {name: cell(rows, task, tier, name, target_transitions=size) for name in TRANSFER_CONTROLS}
+def transfer_verdict(
+    rows: Sequence[Row], task: str, tier: str, size: int, stand_ins: Mapping[str, str] | None = None
+) -> str:
+    """Whether pre-training pays: better than every control, in paired intervals. `stand_ins` names, for a method, the
+    one that stands for it: itself at another rate."""
+    at = lambda name: cell(rows, task, tier, (stand_ins or {}).get(name, name), target_transitions=size)  # noqa: E731
+    ours, found = at(OURS), {name: at(name) for name in TRANSFER_CONTROLS}
     absent = [name for name, c in found.items() if c is None]
     if ours is None or absent:
         return f"{task}: open, no rows of {', '.join(absent or [OURS])}."
@@ -179,6 +183,35 @@ def transfer_verdict(rows: Sequence[Row], task: str, tier: str, size: int) -> st
     if lost:
         return f"{task}: **transfer not shown**: not above {', '.join(f'`{name}`' for name in lost)}."
     return f"{task}: **transfer shown**: above scratch, random, shuffled and synthetic controls."
+
+
+def rates_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, size_of: Callable[[str], int]) -> str | None:
+    """Controls of transfer, the pre-trained ones at the rate that validation instances choose for each, with the
+    paired difference of NetWorld, at its own rate, to them; a verdict per task. None without rows."""
+    lines, verdicts = [], []
+    for task in tasks:
+        size = size_of(task)
+        rates = adaptation_rates(rows, task, tier, size)
+        if len(rates) < len(PRETRAINED_ON):
+            continue
+        chosen = {name: found.chosen for name, found in rates.items()}
+        ours = cell(rows, task, tier, chosen[OURS], target_transitions=size)
+        for name in (OURS, *TRANSFER_CONTROLS):
+            c = cell(rows, task, tier, chosen.get(name, name), target_transitions=size)
+            if c is None or ours is None:
+                continue
+            tried, seeds, interval = "", "", number(c.interval)
+            if name in rates:
+                by_rate = rates[name].validation.items()
+                tried, seeds = "; ".join(f"{rate:g}: {mean:.3f}" for rate, mean in by_rate), rates[name].seeds
+            against = "" if name == OURS else signed(statistics.paired_interval(ours.rewards, c.rewards))
+            lines.append((f"`{task}`", f"`{name}`", tried, seeds, f"`{c.method}`", interval, against, c.seeds))
+        verdicts.append(f"- {transfer_verdict(rows, task, tier, size, chosen)}")
+    header = (
+        "task", "method", "validation, by rate", "its seeds", "chosen", "reward [95 %]", "networld minus it",
+        "seeds",
+    )  # fmt: skip
+    return markdown_table(header, lines) + "\n" + "\n".join(verdicts) + "\n" if lines else None
 
 
 def equal_to_clones(rows: Sequence[Row], task: str, methods: Sequence[str]) -> str:

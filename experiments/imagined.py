@@ -2,7 +2,8 @@
 
 A return logged in a mixed population is not what a population of one's own earns (docs/experiments.md, E28). So the
 imagined actor is trained on the logged data first, then it acts in its own simulator from logged moments on, and its
-trajectories are what the world model learns from, alone or beside the logged ones.
+trajectories are what the world model learns from, alone or beside the logged ones. The shorter they are, the closer
+they stay to what was logged: a simulator's errors add up (`adapt.imagined_steps`).
 """
 
 from __future__ import annotations
@@ -43,13 +44,20 @@ def depends_on(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 def with_imagined(
     config: ml_collections.ConfigDict, directory: Path, data: Trajectories, spec: TaskSpec, memo: Memo
 ) -> Trajectories:
-    """`data` with imagined trajectories, `adapt.imagined_share` of all (1: instead of them). The actor is trained, or
-    resumed, in `directory`/imagined_actor.
+    """`data` with imagined trajectories, `adapt.imagined_share` of all (1: instead of them). With
+    `adapt.imagined_steps` they are so long, as many as make up the same number of steps, and logged ones are cut
+    alike. The actor is trained, or resumed, in `directory`/imagined_actor.
 
-    Raises ValueError for a share outside [0, 1], and in a job of several processes.
+    Raises ValueError for a share outside [0, 1], for more steps than the logged trajectories have, and in a job of
+    several processes.
     """
-    share, (num_logged, num_steps) = config.adapt.imagined_share, data.reward.shape[:2]
-    count = number_imagined(share, num_logged)
+    share, length = config.adapt.imagined_share, data.reward.shape[1]
+    num_steps = config.adapt.imagined_steps or length
+    if num_steps > length:
+        raise ValueError(
+            f"adapt.imagined_steps must be at most {length}, what a logged trajectory has, got {num_steps}; 0 takes all"
+        )
+    count = number_imagined(share, data.reward.shape[0] * (length // num_steps))
     if not count:
         return data
     if jax.process_count() > 1:
@@ -69,4 +77,4 @@ def with_imagined(
         return jax.vmap(lambda key: rollout(key, env, env_params, policy, parameters, num_steps))(keys)
 
     imagined = jax.tree.map(np.asarray, imagine(keys, env.default_params, parameters))
-    return imagined if share == 1.0 else datasets.concatenate([data, imagined])
+    return imagined if share == 1.0 else datasets.concatenate([datasets.chop(data, num_steps), imagined])

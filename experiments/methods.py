@@ -106,8 +106,8 @@ FINETUNE_SCALES = (0.0, 0.1, 0.3)
 
 
 def finetuned(name: str, scale: float) -> str:
-    """The name of a pre-trained method whose shared nets adapt at `scale` times the rate."""
-    return f"{name}_finetune_{scale:g}"
+    """The name of a pre-trained method whose shared nets adapt at `scale` times the rate; at 1 its own."""
+    return name if scale == 1 else f"{name}_finetune_{scale:g}"
 
 
 PRETRAINED_ON = ("networld", "networld_shuffled", "networld_autoregressive")
@@ -163,6 +163,12 @@ ABLATIONS = {
     "scratch_advantage": scratch("inverse model weighs actions by advantage", loss__advantage_weighting=1.0),
     "scratch_imagined": scratch(
         "trained on trajectories of an imagined actor, not guided", adapt__imagined_share=1.0, planner__guide_scale=0.0
+    ),
+    "scratch_imagined_short": scratch(
+        "trained on 25 steps at a time of an imagined actor, not guided",
+        adapt__imagined_share=1.0,
+        adapt__imagined_steps=25,
+        planner__guide_scale=0.0,
     ),
     "scratch_best_of_4": scratch("best of 4 plans by the classifier", planner__num_candidates=4),
     "scratch_best_of_4_q": scratch(

@@ -140,6 +140,7 @@ RULES: dict[str, Rule] = {
     "adapt.num_topologies": whole(0),
     "adapt.num_steps": whole(0),
     "adapt.imagined_share": real(0, 1),
+    "adapt.imagined_steps": whole(0),
     "adapt.readout_scale": real(-1),
     "adapt.finetune_scale": real(0),
     "adapt.weight_decay": real(0),

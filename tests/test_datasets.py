@@ -79,6 +79,21 @@ def test_take_steps_keeps_the_beginning_of_as_few_trajectories_as_needed(data, n
     assert part.is_demonstration.shape == part.truncated.shape == (runs, length)
 
 
+def test_chop_keeps_every_step_of_whole_pieces_in_order(data):
+    runs, length = data.reward.shape[:2]
+    pieces = datasets.chop(data, 4)
+    whole = length // 4
+    assert pieces.reward.shape[:2] == (runs * whole, 4) and pieces.obs.shape[1] == 5
+    for run in range(runs):
+        parts = [pieces.reward[piece * runs + run] for piece in range(whole)]
+        np.testing.assert_array_equal(np.concatenate(parts), data.reward[run, : 4 * whole])
+        np.testing.assert_array_equal(pieces.obs[(whole - 1) * runs + run, -1], data.obs[run, 4 * whole])
+        np.testing.assert_array_equal(pieces.adjacency[run], data.adjacency[run])
+    jax.tree.map(np.testing.assert_array_equal, datasets.chop(data, length), data)
+    with pytest.raises(ValueError, match="num_steps must lie in"):
+        datasets.chop(data, length + 1)
+
+
 def test_take_steps_refuses_more_than_there_is(data):
     with pytest.raises(ValueError, match=r"1\.\.36.*got 37"):
         datasets.take_steps(data, 37)

@@ -21,9 +21,9 @@ def config():
     return c
 
 
-def make(config, directory, share, memo=None):
+def make(config, directory, share, memo=None, num_steps=0):
     c = config.copy_and_resolve_references()
-    c.adapt.imagined_share = share
+    c.adapt.imagined_share, c.adapt.imagined_steps = share, num_steps
     return imagined.with_imagined(c, directory, DATA, SPEC, memo or Memo())
 
 
@@ -48,6 +48,21 @@ def test_logged_data_stay_and_imagined_data_stay_within_what_is_known(config, tm
         assert made.std((0, 1, 2)).min() > 0
     assert not any((alone.obs[r] == DATA.obs[s]).all() for r in range(4) for s in range(4))
     np.testing.assert_array_equal(alone.adjacency, DATA.adjacency)
+
+
+def test_short_episodes_make_up_the_same_amount_and_logged_ones_are_cut_alike(config, tmp_path):
+    memo = Memo()
+    both = make(config, tmp_path, 0.5, memo, num_steps=4)
+    alone = make(config, tmp_path, 1.0, memo, num_steps=4)
+    num_pieces = 4 * 3
+    assert both.reward.shape[:2] == (2 * num_pieces, 4) and alone.obs.shape[:2] == (num_pieces, 5)
+    logged = jax.tree.map(lambda x: x[:num_pieces], both)
+    jax.tree.map(np.testing.assert_array_equal, logged, datasets.chop(DATA, 4))
+    moments = np.asarray(DATA.obs).reshape(-1, *DATA.obs.shape[2:])
+    first = np.asarray(alone.obs[:, 0])
+    assert np.isclose(first[:, None], moments[None], atol=1e-5).all((2, 3)).any(1).all()  # each starts where one was
+    with pytest.raises(ValueError, match=r"imagined_steps must be at most 12, .* got 13"):
+        make(config, tmp_path, 1.0, memo, num_steps=13)
 
 
 def test_without_imagination_nothing_is_trained(config, tmp_path):

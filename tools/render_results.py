@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
 GROUPS = ("headline", "headline_seeds", "tuning", "tuning_finals", "tuned", "tuned_seeds", "controls", "sizes",
           "sizes_tuned", "topologies", "curves", "ensembles", "guidance", "planning", "training", "adaptation",
-          "ladder_bottom", "ladder", "ceiling", "paper_reading")  # fmt: skip
+          "adaptation_rate", "adaptation_controls", "ladder_bottom", "ladder", "ceiling", "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
              "shift": "networld_scratch", "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
 """Groups of variants, and the method that each of them changes in one point."""
@@ -57,6 +57,8 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
             control or f"{task}: no rows yet.\n",
             f"- {evidence_tables.transfer_verdict(found, task, 'mixed', size)}\n",
         ]
+    if rates := evidence_tables.rates_table(found, tasks, "mixed", lambda task: few_shot_size(found, task)):
+        parts += ["### At the rate of adaptation that suits each\n", RATES, rates]
     parts += ["## How much target data does pre-training save?\n", SAVED]
     parts += [evidence_tables.saved_table(found, tasks, "mixed", axis)]
     amounts = [evidence_tables.data_axis_table(found, task, "mixed", axis) for task in tasks]
@@ -126,6 +128,9 @@ yet.
 """
 TRANSFER = """Same few-shot data, updates and schedule for all. Transfer is claimed only where `networld` is above
 scratch, random frozen nets, time-shuffled and synthetic pre-training, each in a paired 95 % interval.
+"""
+RATES = """The shared nets adapt at a share of the rate of the others, chosen for every way of pre-training by itself on
+validation instances of the target task.
 """
 SAVED = """Target data at which `networld` first reaches the score that a method has with its most data, as a factor;
 below 1 it needs more. "Never reached" within the data measured.

@@ -115,6 +115,7 @@ def get_config(held_out: str = "rb") -> ConfigDict:
     c.adapt.num_steps = 0  # ... or total environment steps (0 = whole trajectories) ...
     c.adapt.num_topologies = 0  # ... spread evenly over so many trajectories (0 = over as few as hold them)
     c.adapt.imagined_share = 0.0  # of the training trajectories that an imagined actor makes in its learned simulator
+    c.adapt.imagined_steps = 0  # of each of these; 0 = as many as a logged one has
     c.adapt.from_scratch = False  # ignore the pre-trained weights: the honest control
     c.adapt.num_updates = 1000
     c.adapt.sequences = 128

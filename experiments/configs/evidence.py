@@ -144,7 +144,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.training = group(
         ("networld_scratch", "scratch_h2", "scratch_h4", "scratch_h16", "scratch_h32", "scratch_idm_clean",
          "scratch_idm_latent_noise",
-         "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_imagined",
+         "scratch_idm_noise_1", "scratch_centred", "scratch_advantage", "scratch_imagined", "scratch_imagined_short",
          "scratch_mlp_encoder", "scratch_mlp_joint",
          "scratch_predict_noise", "scratch_hear_quantised", *(f"scratch_decay_{d:g}" for d in methods.DECAYS)),
     )  # fmt: skip

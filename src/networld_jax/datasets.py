@@ -120,8 +120,8 @@ def take_steps(trajectories: Trajectories, num_steps: int) -> Trajectories:
     return _cut(trajectories, whole, min(length, -(-num_steps // whole)))
 
 
-def _cut(trajectories: Trajectories, runs: int, keep: int) -> Trajectories:
-    """The first `keep` steps of the first `runs` trajectories."""
+def _cut(trajectories: Trajectories, runs: int, keep: int, start: int = 0) -> Trajectories:
+    """`keep` steps, from step `start` on, of the first `runs` trajectories."""
     cut = {
         "obs": keep + 1,
         "action": keep,
@@ -131,7 +131,20 @@ def _cut(trajectories: Trajectories, runs: int, keep: int) -> Trajectories:
         "is_demonstration": keep,
     }
     fields = {f: getattr(trajectories, f)[:runs] for f in FIELDS}
-    return Trajectories(**{f: v[:, : cut[f]] if f in cut else v for f, v in fields.items()})
+    return Trajectories(**{f: v[:, start : start + cut[f]] if f in cut else v for f, v in fields.items()})
+
+
+def chop(trajectories: Trajectories, num_steps: int) -> Trajectories:
+    """[R, L] steps as [R * (L // num_steps), num_steps]: the first piece of every trajectory, then the second piece of
+    every one, and so on; a rest is left out.
+
+    Raises ValueError when no piece fits.
+    """
+    runs, length = trajectories.reward.shape[:2]
+    if not 1 <= num_steps <= length:
+        raise ValueError(f"num_steps must lie in 1..{length} (one trajectory), got {num_steps}")
+    starts = range(0, length - num_steps + 1, num_steps)
+    return concatenate([_cut(trajectories, runs, num_steps, start) for start in starts])
 
 
 def take_topologies(trajectories: Trajectories, num_topologies: int, num_steps: int) -> Trajectories:
