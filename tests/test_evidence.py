@@ -1,5 +1,6 @@
 """Tables and figures say what the rows say: rows with known means in, known verdicts out."""
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -128,6 +129,39 @@ def test_transfer_needs_every_control():
     shuffled = [*weaker, *few_shot("networld_shuffled", -0.9)]
     verdict = evidence_tables.transfer_verdict(shuffled, "rb", "mixed", 1000)
     assert "transfer not shown" in verdict and "`networld_shuffled`" in verdict and "`random_unet`" not in verdict
+
+
+def rated(method, test, *validation):
+    """A way of pre-training with a rate of adaptation: three rows on test instances, rows on validation instances."""
+    scored = [row(method, reward, seed=s, size=1000, split="validation") for s, reward in enumerate(validation)]
+    return [*few_shot(method, test), *scored]
+
+
+def test_every_way_of_pretraining_gets_the_rate_that_validation_instances_choose():
+    slow = methods.finetuned
+    found = [
+        *FOUND,
+        *rated("networld", -0.9, -1.0, -1.0, -0.2), *rated(slow("networld", 0.1), -0.8, -0.9, -0.9),
+        *rated("networld_shuffled", -1.0, -1.0, -1.0), *rated(slow("networld_shuffled", 0.1), -0.7, -1.2, -1.2),
+        *rated("networld_autoregressive", -1.0, -1.0, -1.0), *rated(slow("networld_autoregressive", 0.3), -0.95, -0.9),
+    ]  # fmt: skip
+    rates = evidence.adaptation_rates(found, "rb", "mixed", 1000)
+    assert {name: r.chosen for name, r in rates.items()} == {
+        "networld": "networld_finetune_0.1",  # by the two seeds that both rates have
+        "networld_shuffled": "networld_shuffled",
+        "networld_autoregressive": "networld_autoregressive_finetune_0.3",
+    }
+    assert [r.seeds for r in rates.values()] == [2, 2, 1]
+    table = evidence_tables.rates_table(found, ("rb", "cbf"), "mixed", lambda task: 1000)
+    assert [line.split("|")[5].strip() for line in table.splitlines()[2:-2] if "|" in line] == [
+        "`networld_finetune_0.1`", "`networld_scratch`", "`random_unet`", "`networld_shuffled`",
+        "`networld_autoregressive_finetune_0.3`",
+    ]  # fmt: skip
+    assert re.search(r"\| 1: -\d\.\d{3}; 0\.1: -0\.\d{3} \| 2 \|", table)
+    assert "rb: **transfer shown**" in table and "cbf" not in table
+    better = [*found, *rated(slow("networld_shuffled", 0.3), -0.79, -0.8, -0.8)]  # as good at a rate of its own
+    assert "not above `networld_shuffled`" in evidence_tables.rates_table(better, ("rb",), "mixed", lambda task: 1000)
+    assert evidence_tables.rates_table(FOUND, ("rb",), "mixed", lambda task: 1000) is None
 
 
 @pytest.mark.parametrize(("reward", "verdict"), [(-0.61, "not inferior"), (-0.75, "inferior or undecided")])
