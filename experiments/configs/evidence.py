@@ -110,6 +110,9 @@ def get_config(preset: str = "small") -> ConfigDict:
     c.groups.tuning_finals = group(searched, **scored_on, seeds=(1, 2), variants="finalists")
     c.groups.tuned = group(searched, tiers=everywhere, variants="best")
     c.groups.tuned_seeds = group(("networld_scratch", "ma_iql", *RIVALS), variants="best", seeds=five)
+    c.groups.tuned_fresh_seeds = group(
+        ("networld_scratch", "ma_iql"), tasks=("cbf",), variants="best", seeds=(5, 6, 7, 8, 9)
+    )
     c.groups.cells = group(HEADLINE, tiers=("mixed", "expert"), splits=("validation",), seeds=(0,), cells=four)
     c.groups.headline_best = group((*rules, *HEADLINE), tiers=("mixed", "expert"), cells=(("best", "best"),))
     few_shot = FEW_SHOT if preset == "small" else dict.fromkeys(c.tasks, (50_000,))
