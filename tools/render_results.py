@@ -20,9 +20,10 @@ from networld_jax.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("mixed", "expert")
-GROUPS = ("headline", "headline_seeds", "tuning", "tuning_finals", "tuned", "tuned_seeds",
-          "tuned_fresh_seeds", "controls", "sizes", "sizes_tuned", "topologies", "curves", "ensembles", "guidance", "planning", "training", "adaptation",
-          "adaptation_rate", "adaptation_controls", "ladder_bottom", "ladder", "ceiling", "paper_reading")  # fmt: skip
+GROUPS = ("headline", "headline_seeds", "tuning", "tuning_finals", "tuned", "tuned_seeds", "tuned_fresh_seeds",
+          "controls", "adaptation_rate", "adaptation_controls", "sizes", "sizes_tuned", "topologies", "curves",
+          "ensembles", "guidance", "planning", "training", "adaptation", "ladder_bottom", "ladder", "ceiling",
+          "paper_reading")  # fmt: skip
 ABLATIONS = {"guidance": "networld_scratch", "planning": "networld_scratch", "training": "networld_scratch",
              "shift": "networld_scratch", "adaptation": "networld", "paper_reading": "networld"}  # fmt: skip
 """Groups of variants, and the method that each of them changes in one point."""
