@@ -156,9 +156,11 @@ def get_config(preset: str = "small") -> ConfigDict:
     shifts = tuple(f"scratch_shift_{shift:g}" for shift in methods.SHIFTS)
     c.groups.shift = group(("networld_scratch", *shifts), tiers=("mixed", "expert"))
     c.groups.ensembles = group((*(methods.ensemble_of(name) for name in IN_FOURS), *IN_FOURS))
-    slowly = {name: [methods.finetuned(name, s) for s in methods.FINETUNE_SCALES] for name in methods.PRETRAINED_ON}
-    c.groups.adaptation = group(("networld", "networld_frozen", *slowly["networld"]), sizes=ConfigDict(few_shot))
-    rates = tuple(rate for name, slow in slowly.items() for rate in (name, *slow[1:]))
+    at_rates = lambda name, rates: tuple(methods.finetuned(name, rate) for rate in rates)  # noqa: E731
+    slowly = at_rates("networld", methods.FINETUNE_SCALES)
+    c.groups.adaptation = group(("networld", "networld_frozen", *slowly), sizes=ConfigDict(few_shot))
+    learning = (1.0, *filter(None, methods.FINETUNE_SCALES))
+    rates = tuple(at for name in methods.PRETRAINED_ON for at in at_rates(name, learning))
     amounts = ConfigDict(few_shot)
     c.groups.adaptation_rate = group(("networld_scratch", *rates), sizes=amounts, splits=("validation",))
     c.groups.adaptation_controls = group(("networld_scratch", "random_unet", *rates), sizes=amounts, seeds=five)
