@@ -179,7 +179,7 @@ def adaptation_rates(rows: Sequence[Row], task: str, tier: str, size: int) -> di
     found = {}
     for name in PRETRAINED_ON:
         rewards = {}
-        for rate in (1.0, *FINETUNE_SCALES):
+        for rate in sorted((1.0, *FINETUNE_SCALES), reverse=True):
             wanted = {"method": finetuned(name, rate), "split": "validation", "target_transitions": size}
             same = select(rows, task=task, tier=tier, **wanted)
             few = min((row["target_topologies"] for row in same), default=0)
