@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,35 +160,19 @@ def tuned_methods(
     return dict(sorted(found.items(), key=lambda item: -item[1].best.rewards.mean()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """A pre-trained method whose shared nets adapt at several rates, and what validation instances say of each."""
-
-    method: str
-    validation: Mapping[float, float]  # rate, relative to that of the other nets -> mean reward over the shared seeds
-    seeds: int
-
-    @property
-    def chosen(self) -> str:
-        """The method at its best rate."""
-        return finetuned(self.method, max(self.validation, key=self.validation.__getitem__))
-
-
-def adaptation_rates(rows: Sequence[Row], task: str, tier: str, size: int) -> dict[str, Rates]:
-    """{method of `PRETRAINED_ON`: its rates} for those scored on validation instances at two rates at least."""
+def adaptation_rates(rows: Sequence[Row], task: str, tier: str, size: int) -> dict[str, Search]:
+    """{method of `PRETRAINED_ON`: itself and its slower rates of adaptation, on validation instances} for those scored
+    there at two rates at least."""
     found = {}
     for name in PRETRAINED_ON:
         rewards = {}
-        for rate in sorted((1.0, *FINETUNE_SCALES), reverse=True):
-            wanted = {"method": finetuned(name, rate), "split": "validation", "target_transitions": size}
-            same = select(rows, task=task, tier=tier, **wanted)
+        for method in (finetuned(name, rate) for rate in (1.0, *FINETUNE_SCALES)):
+            same = select(rows, task=task, tier=tier, method=method, split="validation", target_transitions=size)
             few = min((row["target_topologies"] for row in same), default=0)
             if same:
-                rewards[rate] = {row["seed"]: row["reward"] for row in same if row["target_topologies"] == few}
-        shared = set.intersection(*map(set, rewards.values())) if len(rewards) > 1 else set()
-        if shared:
-            means = {rate: float(np.mean([by_seed[s] for s in shared])) for rate, by_seed in rewards.items()}
-            found[name] = Rates(name, means, len(shared))
+                rewards[method] = {row["seed"]: row["reward"] for row in select(same, target_topologies=few)}
+        search = Search(name, rewards)
+        found |= {name: search} if len(search.finalists) > 1 else {}
     return found
 
 

@@ -29,7 +29,15 @@ from experiments.evidence import (
     select,
     tuned_methods,
 )
-from experiments.methods import BASELINE_METHODS, CEILING, LADDER, PRETRAINED_ON, ensemble_of
+from experiments.methods import (
+    BASELINE_METHODS,
+    CEILING,
+    FINETUNE_SCALES,
+    LADDER,
+    PRETRAINED_ON,
+    ensemble_of,
+    finetuned,
+)
 from experiments.rows import Row
 from experiments.runs import COLUMNS, Run, settings_tried
 from experiments.tables import markdown_table
@@ -185,25 +193,27 @@ def transfer_verdict(
     return f"{task}: **transfer shown**: above scratch, random, shuffled and synthetic controls."
 
 
-def rates_table(rows: Sequence[Row], tasks: Sequence[str], tier: str, size_of: Callable[[str], int]) -> str | None:
+def rates_table(rows: Sequence[Row], sizes: Mapping[str, int], tier: str) -> str | None:
     """Controls of transfer, the pre-trained ones at the rate that validation instances choose for each, with the
-    paired difference of NetWorld, at its own rate, to them; a verdict per task. None without rows."""
+    paired difference of NetWorld, at its own rate, to them; a verdict per task. `sizes` is the amount of target data
+    by task. None without rows."""
     lines, verdicts = [], []
-    for task in tasks:
-        size = size_of(task)
-        rates = adaptation_rates(rows, task, tier, size)
-        if len(rates) < len(PRETRAINED_ON):
+    for task, size in sizes.items():
+        searches = adaptation_rates(rows, task, tier, size)
+        if len(searches) < len(PRETRAINED_ON):
             continue
-        chosen = {name: found.chosen for name, found in rates.items()}
+        chosen = {name: search.best for name, search in searches.items()}
         ours = cell(rows, task, tier, chosen[OURS], target_transitions=size)
         for name in (OURS, *TRANSFER_CONTROLS):
             c = cell(rows, task, tier, chosen.get(name, name), target_transitions=size)
             if c is None or ours is None:
                 continue
             tried, seeds, interval = "", "", number(c.interval)
-            if name in rates:
-                by_rate = rates[name].validation.items()
-                tried, seeds = "; ".join(f"{rate:g}: {mean:.3f}" for rate, mean in by_rate), rates[name].seeds
+            if name in searches:
+                scores, rates = searches[name].scores, sorted((1.0, *FINETUNE_SCALES), reverse=True)
+                by_rate = {rate: scores[at] for rate in rates if (at := finetuned(name, rate)) in scores}
+                tried = "; ".join(f"{rate:g}: {mean:.3f}" for rate, mean in by_rate.items())
+                seeds = len(searches[name].seeds)
             against = "" if name == OURS else signed(statistics.paired_interval(ours.rewards, c.rewards))
             lines.append((f"`{task}`", f"`{name}`", tried, seeds, f"`{c.method}`", interval, against, c.seeds))
         verdicts.append(f"- {transfer_verdict(rows, task, tier, size, chosen)}")

@@ -114,11 +114,12 @@ PRETRAINED_ON = ("networld", "networld_shuffled", "networld_autoregressive")
 """The same nets pre-trained on trajectories of other tasks, on their steps in random order, on noise."""
 FINETUNED = {
     finetuned(name, scale): dataclasses.replace(
-        (NETWORLD | CONTROLS)[name],
+        single,
         note=f"{name} with shared nets fine-tuned at {scale:g} times the rate",
-        changes={**(NETWORLD | CONTROLS)[name].changes, "adapt.finetune_scale": scale},
+        changes={**single.changes, "adapt.finetune_scale": scale},
     )
-    for name in PRETRAINED_ON
+    for name, single in (NETWORLD | CONTROLS).items()
+    if name in PRETRAINED_ON
     for scale in FINETUNE_SCALES
 }
 

@@ -146,13 +146,13 @@ def test_every_way_of_pretraining_gets_the_rate_that_validation_instances_choose
         *rated("networld_autoregressive", -1.0, -1.0, -1.0), *rated(slow("networld_autoregressive", 0.3), -0.95, -0.9),
     ]  # fmt: skip
     rates = evidence.adaptation_rates(found, "rb", "mixed", 1000)
-    assert {name: r.chosen for name, r in rates.items()} == {
+    assert {name: r.best for name, r in rates.items()} == {
         "networld": "networld_finetune_0.1",  # by the two seeds that both rates have
         "networld_shuffled": "networld_shuffled",
         "networld_autoregressive": "networld_autoregressive_finetune_0.3",
     }
-    assert [r.seeds for r in rates.values()] == [2, 2, 1]
-    table = evidence_tables.rates_table(found, ("rb", "cbf"), "mixed", lambda task: 1000)
+    assert [len(r.seeds) for r in rates.values()] == [2, 2, 1]
+    table = evidence_tables.rates_table(found, {"rb": 1000, "cbf": 1000}, "mixed")
     assert [line.split("|")[5].strip() for line in table.splitlines()[2:-2] if "|" in line] == [
         "`networld_finetune_0.1`", "`networld_scratch`", "`random_unet`", "`networld_shuffled`",
         "`networld_autoregressive_finetune_0.3`",
@@ -160,8 +160,8 @@ def test_every_way_of_pretraining_gets_the_rate_that_validation_instances_choose
     assert re.search(r"\| 1: -\d\.\d{3}; 0\.1: -0\.\d{3} \| 2 \|", table)
     assert "rb: **transfer shown**" in table and "cbf" not in table
     better = [*found, *rated(slow("networld_shuffled", 0.3), -0.79, -0.8, -0.8)]  # as good at a rate of its own
-    assert "not above `networld_shuffled`" in evidence_tables.rates_table(better, ("rb",), "mixed", lambda task: 1000)
-    assert evidence_tables.rates_table(FOUND, ("rb",), "mixed", lambda task: 1000) is None
+    assert "not above `networld_shuffled`" in evidence_tables.rates_table(better, {"rb": 1000}, "mixed")
+    assert evidence_tables.rates_table(FOUND, {"rb": 1000}, "mixed") is None
 
 
 @pytest.mark.parametrize(("reward", "verdict"), [(-0.61, "not inferior"), (-0.75, "inferior or undecided")])

@@ -51,14 +51,14 @@ def page(found: Sequence[rows.Row], preset: str, figures: Sequence[str] = ()) ->
     parts += ["### On expert data, is planning at least not worse than cloning?\n"]
     parts += ["\n".join(f"- {evidence_tables.equal_to_clones(found, task, headline)}" for task in tasks) + "\n"]
     parts += ["## Does it transfer?\n", TRANSFER]
-    for task in tasks:
-        size = few_shot_size(found, task)
+    few_shot = {task: few_shot_size(found, task) for task in tasks}
+    for task, size in few_shot.items():
         control = evidence_tables.against_table(found, task, "mixed", config.groups.controls.methods, "networld", size)
         parts += [
             control or f"{task}: no rows yet.\n",
             f"- {evidence_tables.transfer_verdict(found, task, 'mixed', size)}\n",
         ]
-    if rates := evidence_tables.rates_table(found, tasks, "mixed", lambda task: few_shot_size(found, task)):
+    if rates := evidence_tables.rates_table(found, few_shot, "mixed"):
         parts += ["### At the rate of adaptation that suits each\n", RATES, rates]
     parts += ["## How much target data does pre-training save?\n", SAVED]
     parts += [evidence_tables.saved_table(found, tasks, "mixed", axis)]
@@ -124,7 +124,7 @@ and shows the scoring.
 TUNED = """The same search for all: of NetWorld from scratch and of every rival, eight settings other than its own, one
 field changed in each (`experiments/grids.py`), are scored on validation instances, seed 0; its own and the two best
 others are scored there with seeds 1 and 2, too ("its seeds": how many of the three have rows); the best by their mean
-is trained with three or five seeds and scored on the test instances. Fewer than nine settings: the others have no rows
+is trained with three seeds or more and scored on the test instances. Fewer than nine settings: the others have no rows
 yet.
 """
 TRANSFER = """Same few-shot data, updates and schedule for all. Transfer is claimed only where `networld` is above
